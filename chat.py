@@ -1,0 +1,103 @@
+"""
+Talk to the model of any stage, or to several side by side.
+
+    python chat.py                                  # the newest stage there is
+    python chat.py --stage=pretrain,sft,ppo         # the same prompt to each
+    python chat.py --prompt="Name three animals."   # one answer, then exit
+
+/reset forgets the conversation, /quit (or Ctrl-D) ends it. With several stages each keeps a history of its own.
+"""
+import os
+import time
+from dataclasses import dataclass
+
+from common import STAGES, Common, autocast, entry, generator, load, model_from, parse, pick_device, pick_dtype      # before torch
+from data import UserError, Vocab, folder_of
+
+import torch
+
+
+@dataclass
+class Config(Common):
+    stage: str = ""             # one or several of pretrain, sft, ppo, joined by commas; empty: the newest there is
+    prompt: str = ""            # answer this and exit
+    temperature: float = 1.0    # 0 is greedy
+    top_k: int = 0              # sample from the k likeliest tokens; 0 is all
+    top_p: float = 1.0          # sample from the smallest set of tokens with this much probability
+
+
+def fit(turns, vocab, room):
+    """Token ids of a conversation, its oldest turns dropped in pairs until it fits `room`. Raises UserError if the last alone does not."""
+    while len(ids := vocab.prompt(turns)) > room:
+        if len(turns) < 3:
+            raise UserError(f"the message has {len(ids)} tokens, there is room for {room}: shorten it, or lower --max_new_tokens")
+        turns = turns[2:]
+    return ids
+
+
+def reply(model, turns, vocab, config, cast, rng, prefix=""):
+    """Stream an answer to the conversation; returns its text."""
+    ids = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
+    new, shown = [], ""
+    print(prefix, end="", flush=True)
+    with cast:
+        for _, (token,) in model.stream([ids], config.max_new_tokens, config.temperature, config.top_k or None, config.top_p, vocab.eos, rng):
+            new.append(token)
+            text = vocab.decode(new)
+            if not text.endswith("\ufffd"):      # a letter that is not whole yet
+                print(text[len(shown):], end="", flush=True)
+                shown = text
+    print()
+    return vocab.decode(new).strip()
+
+
+def main():
+    config = parse(Config, __doc__)
+    there = [s for s in STAGES if s != "reward" and os.path.exists(os.path.join(config.out, s + ".pt"))]
+    stages = config.stage.split(",") if config.stage else there[-1:]
+    if not stages:
+        raise UserError(f"{config.out} has no finished stage to talk to; python ppo.py makes them all")
+    if bad := set(stages) - set(STAGES) or set(stages) & {"reward"}:
+        raise UserError(f"--stage={config.stage}: {', '.join(sorted(bad))} can't talk; there are: {', '.join(there) or 'none yet'}")
+    vocab = Vocab(folder_of(config.data))
+    device = pick_device(config.device)
+    cast = autocast(device, pick_dtype(config.dtype, device))
+    models = {}
+    for stage in stages:
+        checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
+        if checkpoint["vocab"] != vocab.hash:
+            raise UserError(f"{config.out}/{stage}.pt was made with another vocabulary than that of {config.data}; give its --data")
+        models[stage] = model_from(checkpoint).to(device)
+    rng = generator(config.seed if "seed" in config.given else time.time_ns(), "chat")
+    history = {stage: [] for stage in stages}
+    if not config.prompt:
+        print(f"{', '.join(stages)} of {config.out}; /reset forgets, /quit ends")
+    while True:
+        try:
+            message = config.prompt or input("> ").strip()
+        except EOFError:
+            return print()
+        if message == "/quit":
+            return
+        if message == "/reset":
+            history = {stage: [] for stage in stages}
+            print("(forgotten)")
+        elif message.startswith("/"):
+            print("there are /reset and /quit")
+        elif message:
+            for stage, model in models.items():
+                turns = history[stage] + [{"role": "user", "content": message}]
+                try:
+                    answer = reply(model, turns, vocab, config, cast, rng, f"{stage:9s}" if len(models) > 1 else "")
+                except UserError as e:
+                    if config.prompt:
+                        raise
+                    print(e)
+                    continue
+                history[stage] = turns + [{"role": "assistant", "content": answer}]
+        if config.prompt:
+            return
+
+
+if __name__ == "__main__":
+    entry(main)

@@ -1,0 +1,417 @@
+"""
+What every stage shares: the command line, device and precision, batches, the schedule, checkpoints, the log.
+
+A stage's config is a dataclass of commented literals; each field is a flag, --name=value. A stage's files are
+OUT/<stage>.pt when it is finished, OUT/<stage>.resume.pt while it is not, and its metrics, OUT/<stage>.jsonl.
+All randomness of a step comes from generators seeded by (seed, what for, step), so an interrupted run that is
+resumed draws what it would have drawn, and no generator's state has to be stored.
+"""
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+# how threads wait is read when torch loads its OpenMP: asleep, because two that spin while another program wants
+# a core slow each other down ten times
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from data import UserError, Vocab, folder_of, replacing  # noqa: E402
+from model import GPT, SIZES, GPTConfig, ScalarGPT, config_for  # noqa: E402
+
+STAGES = ["pretrain", "sft", "reward", "ppo"]
+
+
+@dataclasses.dataclass
+class Common:
+    data: str = "village"    # a folder under data/, or a path
+    out: str = ""            # folder for checkpoints and logs; empty: out/<data>
+    seed: int = 1337         # of everything drawn at random
+    device: str = "auto"     # cuda, mps or cpu; auto takes the first of these that is there
+    dtype: str = "auto"      # float32 or bfloat16; auto takes bfloat16 where the device multiplies it fast
+    size: str = "tiny"       # of the model: a name in model.py's SIZES; smoke shrinks the whole run as well
+    max_new_tokens: int = 48 # longest response, in sampling
+    base: str = ""           # a base checkpoint to start from in place of OUT/pretrain.pt
+    fresh: str = ""          # --fresh redoes this stage, --fresh=all everything before it too
+
+
+# ---- command line ----
+
+def parse(cls, doc, smoke=None, argv=None):
+    """sys.argv → a config of dataclass `cls`. `smoke` holds the values that --size=smoke puts in place of the defaults.
+
+    Exits with a sentence if a flag is unknown (naming the nearest) or its value has the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given = {}
+    for arg in sys.argv[1:] if argv is None else argv:
+        if arg in ("-h", "--help"):
+            print(doc.strip() + "\n\nflags:")
+            for name, text in comments_of(cls).items():
+                print(f"  --{name + '=' + str(fields[name].default):30s} {text}")
+            sys.exit(0)
+        m = re.fullmatch(r"--(\w+)(?:=(.*))?", arg, re.S)
+        name, value = m.groups() if m else (None, None)
+        if name not in fields:
+            near = difflib.get_close_matches(name or arg, fields, 1)
+            raise UserError(f"unknown flag {arg}" + (f"; did you mean --{near[0]}=…?" if near else "") + " (--help lists them all)")
+        if value is None:
+            if name != "fresh" and fields[name].type not in (bool, "bool"):
+                raise UserError(f"--{name} needs a value: --{name}={fields[name].default}")
+            value = "stage" if name == "fresh" else "true"
+        given[name] = convert(name, value, type(fields[name].default))
+    if given.get("size") == "smoke":
+        given = {**(smoke or {}), **given}
+    config = cls(**given)
+    if config.size not in SIZES:
+        near = difflib.get_close_matches(config.size, SIZES, 1)
+        raise UserError(f"--size={config.size}: there are {', '.join(SIZES)}" + (f"; did you mean {near[0]}?" if near else ""))
+    if config.fresh not in ("", "stage", "all"):
+        raise UserError(f"--fresh={config.fresh}: give --fresh or --fresh=all")
+    config.out = config.out or os.path.join("out", os.path.basename(os.path.normpath(config.data)))
+    config.given = set(given)
+    return config
+
+
+def convert(name, value, kind):
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        return kind(value)
+    except (ValueError, KeyError):
+        word = {int: "a whole number", float: "a number", bool: "true or false"}[kind]
+        raise UserError(f"--{name}={value}: expected {word}") from None
+
+
+def comments_of(cls):
+    """{field: its comment} of a config and the configs it extends, own fields first."""
+    found = {}
+    for c in cls.__mro__[:-1]:
+        found.update({m[1]: m[2] for m in re.finditer(r"^    (\w+): \w+ = .*?#\s*(.*)$", inspect.getsource(c), re.M) if m[1] not in found})
+    return found
+
+
+def entry(main):
+    """Run a script's main(); what the user did wrong is said in one sentence, with exit code 1."""
+    try:
+        main()
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
+
+
+# ---- device and precision ----
+
+def pick_device(name):
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"--device={name} can't be used here: {str(e).splitlines()[0]}") from None
+    return torch.device(name)
+
+
+def pick_dtype(name, device):
+    """bfloat16 pays on GPUs since Ampere and on CPUs that multiply it (AVX-512 BF16, AMX); elsewhere float32 is faster."""
+    if name == "auto":
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        name = "bfloat16" if fast else "float32"
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"--dtype={name}: give float32 or bfloat16")
+    return getattr(torch, name)
+
+
+def autocast(device, dtype):
+    """Matrix products in `dtype`; parameters, softmax and losses stay float32."""
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+
+def generator(*what):
+    """A random generator seeded by what it is for, e.g. (seed, "ptx", step)."""
+    return torch.Generator().manual_seed(int(hashlib.sha256(repr(what).encode()).hexdigest()[:15], 16))
+
+
+# ---- batches, optimiser, schedule ----
+
+def pad(rows, pad_id, device="cpu"):
+    """Token lists → (tokens (B, T) right-padded, lengths (B,))."""
+    lengths = torch.tensor([len(r) for r in rows])
+    tokens = torch.full((len(rows), int(lengths.max())), pad_id)
+    for i, r in enumerate(rows):
+        tokens[i, :len(r)] = torch.tensor(r)
+    return tokens.to(device), lengths.to(device)
+
+
+def by_length(lengths, size):
+    """Row numbers in batches of `size` rows of similar length, so that little of a batch is padding."""
+    return torch.as_tensor(lengths).argsort(stable=True).split(size)
+
+
+def epoch_batches(lengths, size, rng):
+    """The batches of one epoch (lists of row numbers), in random order, each of rows that are alike in length."""
+    lengths = torch.as_tensor(lengths)
+    order = torch.randperm(len(lengths), generator=rng)
+    order = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in order.split(8 * size)])
+    batches = order.split(size)
+    return [batches[i].tolist() for i in torch.randperm(len(batches), generator=rng)]
+
+
+def document_batch(tokens, starts, rows, block, rng, device):
+    """`rows` windows of `block` tokens, each beginning where a document begins. tokens: from read_tokens."""
+    at = starts[torch.randint(len(starts), (rows,), generator=rng)]
+    batch = torch.stack([torch.from_numpy(tokens[i:i + block].astype("int64")) for i in at.tolist()])
+    return batch.to(device)
+
+
+def document_starts(tokens, eos, block):
+    """Where documents begin that have `block` tokens after them. Raises UserError if the text is too short."""
+    starts = torch.from_numpy((tokens[:-1] == eos).nonzero()[0] + 1)
+    starts = torch.cat([torch.zeros(1, dtype=torch.int64), starts])
+    starts = starts[starts + block <= len(tokens)]
+    if not len(starts):
+        raise UserError(f"the pretraining text has only {len(tokens)} tokens, less than one block of {block}: give more text, or a smaller --size")
+    return starts
+
+
+@torch.no_grad()
+def text_loss(model, tokens, starts, block, device, cast, rows=256):
+    """Mean next-token loss over the first documents of a held-out text, in nats a token; (mean, standard error over windows)."""
+    at = starts[torch.linspace(0, len(starts) - 1, min(rows, len(starts))).long()]
+    losses = []
+    for part in at.split(32):
+        x = torch.stack([torch.from_numpy(tokens[i:i + block].astype("int64")) for i in part.tolist()]).to(device)
+        with cast:
+            logits = model(x)
+        loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), x[:, 1:], reduction="none")
+        losses.append(loss.mean(1))
+    losses = torch.cat(losses)
+    return losses.mean().item(), losses.std().item() / math.sqrt(len(losses))
+
+
+def adamw(model, lr, weight_decay=0.0, betas=(0.9, 0.95), eps=1e-8):
+    """AdamW; weight decay on matrices only, not on biases and LayerNorm."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+              {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=params[0].device.type in ("cpu", "cuda"))
+
+
+def cosine(step, steps, warmup=0, floor=0.1):
+    """Factor on the learning rate at `step` (from 0): linear warm-up, then a half cosine down to `floor`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    t = (step - warmup) / max(1, steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+
+
+def update(model, optimizer, lr, clip=1.0):
+    """One step with gradients clipped to norm `clip`, then cleared. Returns the norm before clipping.
+    Raises UserError if it is not finite: nothing is stepped."""
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+    if not math.isfinite(norm):
+        raise UserError("a gradient is NaN or infinite, nothing was updated; lower the learning rate, or try --dtype=float32")
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+# ---- checkpoints ----
+
+def save(path, content):
+    with replacing(path, "wb") as f:
+        torch.save(content, f)
+
+
+def load(path, stage=None):
+    """The content of a checkpoint file, on the CPU. Raises UserError if it is missing, cut off or something else."""
+    if not os.path.exists(path):
+        script = f"; python {stage}.py makes it" if stage in STAGES else ""
+        raise UserError(f"{path} is missing{script}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        content["stage"], content["model"]
+        return content
+    except Exception as e:
+        raise UserError(f"{path} can't be read as a checkpoint of this project ({type(e).__name__}): it may be cut off; "
+                        f"delete it and run its stage again") from None
+
+
+def model_from(checkpoint, cls=None):
+    """The network of a checkpoint's content, in eval mode."""
+    cls = cls or (ScalarGPT if checkpoint["stage"].startswith("reward") else GPT)
+    model = cls(GPTConfig(**checkpoint["model_config"]))
+    model.load_state_dict(checkpoint["model"])
+    return model.eval()
+
+
+def digest(state):
+    """A hash of a network's weights, by which a checkpoint names its parents."""
+    h = hashlib.sha256()
+    for name in sorted(state):
+        h.update(name.encode() + state[name].detach().cpu().contiguous().numpy().tobytes())
+    return h.hexdigest()[:16]
+
+
+class Run:
+    """The bookkeeping of one stage: its files, its parents, its log, and where it stopped."""
+
+    def __init__(self, stage, config, parents=(), name=None):
+        """Runs what is missing upstream. parents: the stages whose checkpoints this one starts from."""
+        self.stage, self.name, self.config = stage, name or stage, config
+        self.folder = folder_of(config.data)
+        self.vocab = Vocab(self.folder)
+        self.device = pick_device(config.device)
+        torch.set_flush_denormal(True)      # numbers under 1e-38 count as 0: they slow a CPU down many times
+        self.dtype = pick_dtype(config.dtype, self.device)
+        self.cast = autocast(self.device, self.dtype)
+        self.path = os.path.join(config.out, self.name + ".pt")
+        self.unfinished = os.path.join(config.out, self.name + ".resume.pt")
+        self.log_path = os.path.join(config.out, self.name + ".jsonl")
+        self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, time.time()
+        os.makedirs(config.out, exist_ok=True)
+        self.parents = {p: self.parent(p) for p in parents}
+        if config.fresh:
+            for path in (self.path, self.unfinished, self.log_path):
+                if os.path.exists(path):
+                    os.remove(path)
+
+    def parent(self, stage):
+        """The finished checkpoint of an earlier stage; made first if it is not there."""
+        base = stage == "pretrain" and self.config.base
+        path = base or os.path.join(self.config.out, stage + ".pt")
+        if base or os.path.exists(path) and self.config.fresh != "all":
+            checkpoint = load(path)
+            self.check(path, checkpoint, ("size", "vocab") if base else ("seed", "size", "data", "vocab"))
+            return checkpoint
+        run_stage(stage, self.config)
+        if self.config.fresh == "all":
+            self.config.fresh = "stage"      # what comes before has been redone
+        return load(path)
+
+    def check(self, path, checkpoint, keys):
+        """Stop if a checkpoint does not fit this run, or is older than one that it came from."""
+        ours = {**vars(self.config), "vocab": self.vocab.hash}
+        theirs = {**checkpoint["config"], "vocab": checkpoint["vocab"]}
+        for key in keys:
+            if theirs.get(key) != ours[key]:
+                raise UserError(f"{path} was made with --{key}={theirs.get(key)}, this run has {ours[key]}: "
+                                f"give the same, another --out, or --fresh=all to make everything again")
+        for parent, was in checkpoint["parents"].items():
+            now = getattr(self, "parents", {}).get(parent)
+            if now and now["hash"] != was:
+                raise UserError(f"{path} came from another {parent} than the one there is now: "
+                                f"run {checkpoint['stage']}.py with --fresh, or give another --out")
+
+    def finished(self):
+        """The checkpoint of this stage if it is done already, else None."""
+        if not os.path.exists(self.path):
+            return None
+        checkpoint = load(self.path)
+        self.check(self.path, checkpoint, ["seed", "size", "data", "vocab", *sorted(self.config.given - {"fresh", "out", "device", "base"})])
+        print(f"{self.path} is finished; --fresh makes it again")
+        return checkpoint
+
+    def resume(self, **parts):
+        """Load the unfinished state into `parts` (things with load_state_dict, or dicts) → the step to go on from, 0 if none."""
+        step = 0
+        if os.path.exists(self.unfinished):
+            checkpoint = load(self.unfinished)
+            self.check(self.unfinished, checkpoint, ["seed", "size", "data", "vocab", *sorted(self.config.given - {"fresh", "out", "device", "base"})])
+            step, self.before = checkpoint["step"], checkpoint["seconds"]
+            for name, part in parts.items():
+                part.update(checkpoint["model"][name]) if isinstance(part, dict) else part.load_state_dict(checkpoint["model"][name])
+            print(f"going on from {self.unfinished} at step {step}")
+        lines = [x for x in read_log(self.log_path) if x["step"] < step] if step else []
+        with replacing(self.log_path) as f:
+            f.writelines(json.dumps(x) + "\n" for x in lines)
+        signal.signal(signal.SIGINT, self.interrupt)
+        return step
+
+    def interrupt(self, *_):
+        if self.stop:
+            raise KeyboardInterrupt
+        self.stop = True
+        print("\nstopping after this step (once more to stop at once)", file=sys.stderr)
+
+    def content(self, **more):
+        config = {k: v for k, v in vars(self.config).items() if k != "given"}
+        return {"stage": self.name, "config": config, "vocab": self.vocab.hash,
+                "parents": {p: c["hash"] for p, c in self.parents.items()}, "seconds": self.seconds(), **more}
+
+    def checkpoint(self, step, every=60, **parts):
+        """Call after each step with everything that the next one needs. Saves every `every` seconds; exits after Ctrl-C."""
+        if self.stop or time.time() - self.last_save > every:
+            state = {n: p if isinstance(p, dict) else p.state_dict() for n, p in parts.items()}
+            save(self.unfinished, self.content(step=step, model=state))
+            self.last_save = time.time()
+        if self.stop:
+            print(f"saved {self.unfinished}; the same command goes on from step {step}", file=sys.stderr)
+            sys.exit(130)
+
+    def finish(self, model, results):
+        """Write the finished checkpoint."""
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
+        save(self.path, self.content(model=state, model_config=dataclasses.asdict(model.config), hash=digest(state), results=results))
+        if os.path.exists(self.unfinished):
+            os.remove(self.unfinished)
+        print(f"wrote {self.path} after {self.seconds():.0f} s")
+
+    def seconds(self):
+        return self.before + time.time() - self.started
+
+    def log(self, step, metrics):
+        with open(self.log_path, "a", encoding="utf-8") as f:
+            f.write(json.dumps({"step": step, **metrics, "seconds": round(self.seconds(), 2)}) + "\n")
+
+    def model_config(self, dropout=0.0):
+        return config_for(self.config.size, self.vocab.size, dropout)
+
+
+def read_log(path):
+    """Lines of a metrics file; a last line that was cut off is left out."""
+    rows = []
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as f:
+            for line in f:
+                with contextlib.suppress(ValueError):
+                    rows.append(json.loads(line))
+    return rows
+
+
+def run_stage(stage, config, *flags):
+    """Run a stage's script with this run's common flags, in a process of its own."""
+    common = [f"--{f.name}={getattr(config, f.name)}" for f in dataclasses.fields(Common)
+              if f.name != "fresh" and getattr(config, f.name) != f.default]
+    if config.fresh == "all" and stage != STAGES[0]:
+        common.append("--fresh=all")
+    print(f"\n==== {stage} ====", flush=True)
+    before = signal.signal(signal.SIGINT, lambda *_: None)     # Ctrl-C is the child's to handle
+    here = os.path.dirname(os.path.abspath(__file__))
+    code = subprocess.call([sys.executable, os.path.join(here, stage + ".py"), *common, *flags])
+    signal.signal(signal.SIGINT, before)
+    if code:
+        sys.exit(code)      # the child has said why
+
+
+def bar(steps, start, label):
+    """A progress bar over steps start..steps-1, with time left; one line a while where there is no terminal."""
+    return tqdm(range(start, steps), initial=start, total=steps, desc=label, mininterval=0.2 if sys.stderr.isatty() else 20,
+                bar_format="{desc} {percentage:3.0f}% {n}/{total} {elapsed}<{remaining} {postfix}")

@@ -1,0 +1,208 @@
+"""
+The data contract: what a folder data/<name>/ provides, and how the stages read it. README.md here says it in full.
+
+    train.bin, val.bin      token ids, uint16            demonstrations.jsonl   {"prompt", "response"}
+    vocab.json              pattern and special tokens   comparisons.jsonl      {"prompt", "responses", "ranks"}
+    vocab.tiktoken          the rank file                prompts.jsonl          {"prompt"}
+    judge.py                optional: gold(), rank()     abilities.jsonl        optional: cloze questions
+"""
+import base64
+import contextlib
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import tiktoken
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+class UserError(Exception):
+    """Something in a data folder is missing or wrong; the message names the file, the line and the remedy."""
+
+
+@contextlib.contextmanager
+def replacing(path, mode="w"):
+    """Open a temporary file beside `path` and rename it when all is written, so that no half file is ever seen."""
+    temporary = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+class Vocab:
+    """A folder's vocabulary: a tiktoken.Encoding, and the chat template in token ids.
+
+    `size` counts the special tokens; `eos` ends a response and a document, `pad` fills batches, nothing else.
+    `hash` is stored in every checkpoint, so that no model is ever run on another vocabulary.
+    """
+
+    def __init__(self, folder):
+        path = os.path.join(folder, "vocab.json")
+        spec = read_json(path)
+        if missing := {"<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"} - set(spec.get("special", ())):
+            raise UserError(f'{path}: "special" lacks {", ".join(sorted(missing))}')
+        if spec.get("name") == "gpt2":
+            base = tiktoken.get_encoding("gpt2")
+            pattern, ranks = base._pat_str, base._mergeable_ranks
+        else:
+            # read here and not by tiktoken, whose loader caches by path and could serve another folder's file
+            pattern, ranks = spec.get("pattern"), read_ranks(os.path.join(folder, "vocab.tiktoken"))
+            if not pattern:
+                raise UserError(f'{path}: "pattern" is missing: the regular expression that cuts text into words')
+        self.special = spec["special"]
+        self.prefix = spec.get("prefix", "")      # put before every text: with " ", a word at its start is the token it is elsewhere
+        self.encoding = tiktoken.Encoding("data", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
+        self.user, self.assistant, self.eos, self.pad = (self.special[t] for t in ("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"))
+        self.size = max(max(ranks.values()), max(self.special.values())) + 1
+        self.hash = hashlib.sha256(repr((pattern, self.prefix, sorted(ranks.items()), sorted(self.special.items()))).encode()).hexdigest()[:16]
+
+    def encode(self, text):
+        """Text → ids. What looks like a special token in the text stays text."""
+        return self.encoding.encode_ordinary(self.prefix + text)
+
+    def decode(self, ids):
+        """Ids → text, special tokens left out."""
+        special = set(self.special.values())
+        return self.encoding.decode([i for i in ids if i not in special]).removeprefix(self.prefix)
+
+    def prompt(self, prompt):
+        """A prompt (a string, or turns that end with the user's) → ids up to and including <|assistant|>."""
+        ids = []
+        for turn in [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt:
+            if turn["role"] == "user":
+                ids += [self.user, *self.encode(turn["content"]), self.assistant]
+            else:
+                ids += [*self.encode(turn["content"]), self.eos]
+        return ids
+
+    def response(self, text):
+        """A response → ids, with the end-of-text token."""
+        return [*self.encode(text), self.eos]
+
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it") from None
+    except ValueError as e:
+        raise UserError(f"{path} is not valid JSON: {e}") from None
+
+
+def read_ranks(path):
+    """tiktoken's rank file → {token bytes: rank}."""
+    ranks = {}
+    try:
+        with open(path, "rb") as f:
+            for n, line in enumerate(f, 1):
+                token, rank = line.split()
+                ranks[base64.b64decode(token)] = int(rank)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; see data/README.md") from None
+    except ValueError:
+        raise UserError(f"{path}, line {n}: expected base64 of a token and its rank, as tiktoken writes them") from None
+    return ranks
+
+
+def read_jsonl(path, fields, split=None):
+    """Rows of a JSONL file, those of `split` if given; each must have the `fields`. Raises UserError with file and line.
+
+    A field is a name, or several names of which one must be there, as in "responses|chosen".
+    """
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as f:
+            lines = list(f)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text: {e}") from None
+    for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as e:
+            raise UserError(f"{path}, line {n}: not valid JSON ({e})") from None
+        for field in fields:
+            if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
+                raise UserError(f'{path}, line {n}: expected an object with "{field}", found {line.strip()[:60]}')
+        if "prompt" in row:
+            check_prompt(row["prompt"], f"{path}, line {n}")
+        if row.get("split", "train") not in ("train", "heldout"):
+            raise UserError(f'{path}, line {n}: "split" is {row["split"]!r}, not "train" or "heldout"')
+        if split is None or row.get("split", "train") == split:
+            rows.append(row)
+    if not rows:
+        raise UserError(f"{path} has no {split + ' ' if split else ''}lines; data/README.md says what it needs")
+    return rows
+
+
+def check_prompt(prompt, where):
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise UserError(f"{where}: the prompt is empty")
+        return
+    if not isinstance(prompt, list) or not prompt:
+        raise UserError(f"{where}: a prompt is a string or a list of turns")
+    for i, turn in enumerate(prompt):
+        role = ("user", "assistant")[(len(prompt) - 1 - i) % 2]
+        if not isinstance(turn, dict) or turn.get("role") != role or not isinstance(turn.get("content"), str):
+            raise UserError(f'{where}: turn {i + 1} must be {{"role": "{role}", "content": "…"}}: turns alternate and the last is the user\'s')
+
+
+def read_ranking(row, where="a comparison"):
+    """A line of comparisons.jsonl → (responses, ranks); {"chosen", "rejected"} is K = 2."""
+    if "chosen" in row:
+        return [row["chosen"], row["rejected"]], [1, 2]
+    responses, ranks = row["responses"], row.get("ranks")
+    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(isinstance(r, int) and r >= 1 for r in ranks):
+        raise UserError(f'{where}: "ranks" must have a whole number from 1 for each of the {len(responses)} responses, found {ranks}')
+    return responses, ranks
+
+
+def read_tokens(path, vocab):
+    """Token ids of a .bin file, read from disk as needed."""
+    if not os.path.exists(path):
+        raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it")
+    tokens = np.memmap(path, dtype=np.uint16, mode="r") if os.path.getsize(path) else np.zeros(0, np.uint16)
+    if len(tokens) < 2 or int(tokens[:1_000_000].max()) >= vocab.size:
+        raise UserError(f"{path} has {len(tokens)} tokens, or ids beyond the vocabulary of {vocab.size}: run the folder's prepare.py again")
+    return tokens
+
+
+def load_judge(folder):
+    """The folder's judge.py as a module, or None."""
+    path = os.path.join(folder, "judge.py")
+    if not os.path.exists(path):
+        return None
+    spec = importlib.util.spec_from_file_location("judge", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def folder_of(name):
+    """data/<name>, prepared. Runs its prepare.py if the files are not there yet."""
+    folder = name if os.path.isdir(name) else os.path.join(ROOT, "data", name)
+    if not os.path.isdir(folder):
+        names = sorted(d for d in os.listdir(os.path.join(ROOT, "data")) if os.path.exists(os.path.join(ROOT, "data", d, "prepare.py")))
+        raise UserError(f"--data={name}: no folder data/{name}; there are: {', '.join(names)}")
+    script = os.path.join(folder, "prepare.py")
+    if os.path.exists(script) and not all(os.path.exists(os.path.join(folder, f)) for f in ("train.bin", "val.bin", "prompts.jsonl")):
+        print(f"preparing the data in {os.path.relpath(folder)} …", flush=True)
+        if subprocess.call([sys.executable, script]):
+            raise UserError(f"{os.path.relpath(script)} failed; its own message is above")
+    return folder

@@ -1,0 +1,345 @@
+"""
+The networks of the whole recipe: GPT, its scalar-headed twin, and sampling.
+
+GPT-2's architecture (Radford et al. 2019): pre-LayerNorm decoder blocks, learned absolute
+position embeddings, tanh-GELU, and an unembedding that is the token embedding itself.
+The reward model and the critic are the same trunk with one number per position in place of
+the vocabulary (Ouyang et al. 2022, section 3.5).
+
+What was left out: an attention mask in training. Batches are right-padded, so in a causal model no
+real token ever sees a PAD; what is computed at PADs is dropped by the losses' masks.
+"""
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 128    # longest sequence: rows of the position embedding
+    vocab_size: int = 512    # true size, special tokens included
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    dropout: float = 0.0     # on embeddings and on both residual branches
+    bias: bool = True        # in Linear and LayerNorm; GPT-2 has them
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} is not a multiple of n_head={self.n_head}")
+
+
+# n_layer, n_head, n_embd, block_size. GPT-1: Radford et al. 2018; GPT-2: 2019, table 2; GPT-3: Brown
+# et al. 2020, table 2.1 (its 13B has 40 heads of 128, so a width of 5120 where the table prints 5140).
+SIZES = {
+    "smoke":     (2, 2, 32, 128),
+    "tiny":      (4, 4, 128, 128),
+    "gpt1":      (12, 12, 768, 512),
+    "gpt2":      (12, 12, 768, 1024),
+    "gpt2-medium": (24, 16, 1024, 1024),
+    "gpt2-large":  (36, 20, 1280, 1024),
+    "gpt2-xl":     (48, 25, 1600, 1024),
+    "gpt3-small":  (12, 12, 768, 2048),
+    "gpt3-medium": (24, 16, 1024, 2048),
+    "gpt3-large":  (24, 16, 1536, 2048),
+    "gpt3-xl":     (24, 16, 2048, 2048),   # the table prints 24 heads of 128, which make 3072, not 2048
+    "gpt3-2.7b":   (32, 32, 2560, 2048),
+    "gpt3-6.7b":   (32, 32, 4096, 2048),
+    "gpt3-13b":    (40, 40, 5120, 2048),
+    "gpt3":        (96, 96, 12288, 2048),
+}
+
+
+def config_for(size, vocab_size, dropout=0.0):
+    """GPTConfig of a named size. Raises ValueError for a name that is not in SIZES."""
+    if size not in SIZES:
+        raise ValueError(f"no size {size!r}; there are: {', '.join(SIZES)}")
+    n_layer, n_head, n_embd, block_size = SIZES[size]
+    return GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, dropout)
+
+
+def plain_attention(q, k, v, mask=None):
+    """softmax(q kᵀ / √hs) v, written out (Vaswani et al. 2017, eq. 1).
+
+    q (B, nh, T, hs), k and v (B, nh, S, hs); mask (…, T, S) is True where a query may look.
+    None means causal, with the last query at the last key. Returns (B, nh, T, hs).
+    """
+    T, S = q.size(-2), k.size(-2)
+    if mask is None:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    att = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)       # (B, nh, T, S)
+    att = att.masked_fill(~mask, float("-inf"))
+    return F.softmax(att, dim=-1).to(v.dtype) @ v
+
+
+def attention(q, k, v, mask=None):
+    """As plain_attention, by the fused kernel wherever that is the faster one."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:     # its backward there is five times slower than the plain one's
+        return plain_attention(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.n_head, self.dropout = c.n_head, c.dropout
+        self.ln_1 = nn.LayerNorm(c.n_embd, bias=c.bias)
+        self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)        # query, key and value in one product
+        self.attn_proj = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
+        self.ln_2 = nn.LayerNorm(c.n_embd, bias=c.bias)
+        self.mlp_fc = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
+        self.mlp_proj = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
+
+    def forward(self, x, cache=None, mask=None):
+        """x (B, T, C) → (B, T, C). `cache` is a (keys, values, column) triple that `generate` fills:
+        the new keys are written at `column`, and the queries see all columns up to the end of the new ones."""
+        B, T, C = x.shape
+        q, k, v = self.qkv(self.ln_1(x)).split(C, dim=2)
+        q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
+        if cache is not None:
+            keys, values, column = cache
+            keys[:, :, column:column + T], values[:, :, column:column + T] = k, v
+            k, v = keys[:, :, :column + T], values[:, :, :column + T]
+        y = attention(q, k, v, mask)
+        y = self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+        x = x + F.dropout(y, self.dropout, self.training)
+        y = self.mlp_proj(F.gelu(self.mlp_fc(self.ln_2(x)), approximate="tanh"))
+        return x + F.dropout(y, self.dropout, self.training)
+
+
+class Trunk(nn.Module):
+    """Tokens (B, T) → hidden states (B, T, C): all of GPT but the last linear map."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = c = config
+        self.dropout = c.dropout
+        rows = -(-c.vocab_size // 64) * 64      # padded to a multiple of 64 for speed; `forward` hides the rest
+        self.wte = nn.Embedding(rows, c.n_embd)
+        self.wpe = nn.Embedding(c.block_size, c.n_embd)
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layer))
+        self.ln_f = nn.LayerNorm(c.n_embd, bias=c.bias)
+        self.apply(self._init)
+        for name, p in self.named_parameters():     # 2 × n_layer residual branches add up: GPT-2, section 2.3
+            if name.endswith("_proj.weight"):
+                p.data /= math.sqrt(2 * c.n_layer)
+
+    def _init(self, m):
+        if isinstance(m, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(m.weight, std=0.02 * math.sqrt(768 / self.config.n_embd))    # GPT-2's 0.02 at GPT-2's width
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            nn.init.zeros_(m.bias)
+
+    def hidden(self, tokens, positions=None, caches=None, mask=None):
+        """tokens (B, T) int64 → (B, T, C). Raises ValueError if T exceeds the block."""
+        T = tokens.size(1)
+        if positions is None:
+            if T > self.config.block_size:
+                raise ValueError(f"a sequence of {T} tokens does not fit the block of {self.config.block_size}")
+            positions = torch.arange(T, device=tokens.device)
+        x = self.wte(tokens) + self.wpe(positions)
+        x = F.dropout(x, self.dropout, self.training)
+        for i, block in enumerate(self.blocks):
+            x = block(x, caches and caches[i], mask)
+        return self.ln_f(x)
+
+    def n_params(self, embeddings=True):
+        """Number of parameters; without embeddings, as scaling laws count them (Kaplan et al. 2020)."""
+        n = sum(p.numel() for p in self.parameters())
+        return n if embeddings else n - self.wte.weight.numel() - self.wpe.weight.numel()
+
+
+class GPT(Trunk):
+    """The language model: policy, reference and base."""
+
+    def forward(self, tokens):
+        """tokens (B, T) → logits (B, T, V) for the token that follows each; V is the true vocabulary size."""
+        return self.unembed(self.hidden(tokens))
+
+    def unembed(self, x):
+        """Hidden states (…, C) → logits (…, V): the token embedding, transposed (Press and Wolf 2017)."""
+        return F.linear(x, self.wte.weight[:self.config.vocab_size])
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None):
+        """Continue each prompt; returns a list of lists of new tokens, each up to and including `eos`.
+
+        prompts: list of non-empty token lists, of any lengths. temperature 0 is greedy. `top_k` keeps the k
+        likeliest tokens, `top_p` the smallest set with that much probability (Holtzman et al. 2020).
+        Row i's answer depends on its prompt and on row i of the noise alone.
+        Raises ValueError if a prompt is empty, or does not fit the block with `max_new_tokens`.
+        """
+        rows = [[] for _ in prompts]
+        for i, new in self.stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator):
+            for row, token in zip(i, new):
+                rows[row].append(token)
+        return rows
+
+    @torch.no_grad()
+    def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None):
+        """As `generate`, but yields (row numbers, their new tokens) after each step, for rows not yet finished."""
+        c, device = self.config, self.wte.weight.device
+        lengths = [len(p) for p in prompts]
+        if not prompts or max_new_tokens <= 0:
+            return
+        if min(lengths) == 0:
+            raise ValueError(f"prompt {lengths.index(0)} is empty: generation needs at least one token")
+        B, P = len(prompts), max(lengths)
+        if P + max_new_tokens > c.block_size:
+            raise ValueError(f"prompt {lengths.index(P)} has {P} tokens; with {max_new_tokens} new ones it does not fit "
+                             f"the block of {c.block_size}: shorten it or ask for fewer")
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
+        was_training = self.training
+        self.eval()
+
+        # one uniform number for each row and step, drawn at once: a row's noise is its own
+        noise_device = generator.device if generator is not None else "cpu"
+        noise = torch.rand(B, max_new_tokens, generator=generator, device=noise_device).to(device)
+
+        # prompts end at the same column, so that all rows write their next key there; PADs come first
+        # and get position 0, and no real token may look at them
+        tokens = torch.tensor([[0] * (P - n) + list(p) for p, n in zip(prompts, lengths)], device=device)
+        pads = torch.tensor([P - n for n in lengths], device=device)                        # (B,)
+        columns = torch.arange(P + max_new_tokens, device=device)
+        seen = columns >= pads[:, None]                                                     # (B, P + new)
+        positions = (columns[:P] - pads[:, None]).clamp(min=0)
+        mask = (columns[:P] <= columns[:P, None]) & seen[:, None, :P]                       # (B, P, P)
+        mask = (mask | torch.eye(P, dtype=torch.bool, device=device))[:, None]              # a PAD sees itself: no NaN
+        shape = (B, c.n_head, P + max_new_tokens, c.n_embd // c.n_head)
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
+        caches = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+                  for _ in range(c.n_layer)]
+
+        alive = torch.arange(B, device=device)      # which prompt each remaining row is
+        done = torch.zeros(B, dtype=torch.bool, device=device)
+        x = self.hidden(tokens, positions, [(*kv, 0) for kv in caches], mask)[:, -1]
+        for t in range(max_new_tokens):
+            new = sample(self.unembed(x), noise[alive, t], temperature, top_k, top_p)       # (B,)
+            live = ~done
+            yield alive[live].tolist(), new[live].tolist()
+            if eos is not None:
+                done |= new == eos
+                n_done = int(done.sum())
+                if n_done == len(done):
+                    break
+                if n_done * 2 > len(done):      # more than half are finished: go on with the others alone
+                    keep = ~done
+                    caches = [(k[keep], v[keep]) for k, v in caches]
+                    alive, new, pads, seen, done = alive[keep], new[keep], pads[keep], seen[keep], done[keep]
+            if t + 1 < max_new_tokens:
+                column = P + t
+                mask = seen[:, None, None, :column + 1]
+                x = self.hidden(new[:, None], (column - pads)[:, None], [(*kv, column) for kv in caches], mask)[:, -1]
+        self.train(was_training)
+
+    @classmethod
+    def from_pretrained(cls, folder, vocab_size=None):
+        """GPT with the weights of a local folder in Hugging Face's GPT-2 layout.
+
+        folder: holds config.json and model.safetensors (or pytorch_model.bin).
+        vocab_size: larger than the file's to add rows (special tokens), drawn like any embedding.
+        Raises FileNotFoundError, or ValueError naming the first weight that is missing or of another shape.
+        """
+        config, weights = read_hf_gpt2(folder)
+        config.vocab_size = max(vocab_size or 0, config.vocab_size)
+        model = cls(config)
+        state = model.state_dict()
+        for ours, theirs, transpose in hf_names(config):
+            if theirs not in weights:
+                raise ValueError(f"{folder}: no weight named {theirs}; is this a GPT-2 checkpoint?")
+            w = weights[theirs].t() if transpose else weights[theirs]
+            target = state[ours][:len(w)] if ours == "wte.weight" else state[ours]
+            if w.shape != target.shape:
+                raise ValueError(f"{folder}: {theirs} has shape {tuple(w.shape)}, config.json asks for {tuple(target.shape)}")
+            target.copy_(w)
+        return model
+
+
+class ScalarGPT(Trunk):
+    """GPT's trunk with one number per position: the reward model, and the critic."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.head = nn.Linear(config.n_embd, 1)
+        nn.init.zeros_(self.head.weight)        # so the first ranking loss is ln 2 exactly
+        self.register_buffer("shift", torch.zeros(()))      # subtracted from the output: see reward.py
+
+    def forward(self, tokens):
+        """tokens (B, T) → (B, T) float32: a number about the sequence up to and including each token."""
+        return self.head(self.hidden(tokens)).squeeze(-1).float() - self.shift
+
+    def score(self, tokens, lengths):
+        """tokens (B, T) right-padded, lengths (B,) of real tokens → (B,): the number at the last real token."""
+        if (lengths < 1).any() or (lengths > tokens.size(1)).any():
+            raise ValueError(f"lengths must lie in 1..{tokens.size(1)}, got {lengths.tolist()}")
+        return self(tokens).gather(1, (lengths.long() - 1)[:, None]).squeeze(1)
+
+    @classmethod
+    def from_gpt(cls, gpt):
+        """A scalar model on a copy of a language model's trunk (Ouyang et al. 2022, section 3.5)."""
+        model = cls(gpt.config)
+        model.load_state_dict(gpt.state_dict(), strict=False)
+        return model.to(gpt.wte.weight.device)
+
+
+def sample(logits, noise, temperature=1.0, top_k=None, top_p=None):
+    """logits (B, V), noise (B,) uniform in [0, 1) → tokens (B,), by inverting the cumulative distribution."""
+    logits = logits.float()
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if top_k is not None and top_k < logits.size(-1):
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} keeps no token; it must be at least 1")
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p is not None:
+        if not 0 < top_p <= 1:
+            raise ValueError(f"top_p={top_p} must lie in (0, 1]")
+        ordered, order = logits.sort(descending=True)
+        probs = ordered.softmax(-1)
+        drop = probs.cumsum(-1) - probs >= top_p          # all that comes before already has top_p
+        logits = logits.masked_fill(drop.scatter(1, order, drop), float("-inf"))
+    cdf = logits.softmax(-1).cumsum(-1)
+    target = torch.minimum(noise[:, None] * cdf[:, -1:], cdf[:, -1:] * (1 - 1e-7))     # never past the last token
+    return torch.searchsorted(cdf, target, right=True).squeeze(1)
+
+
+def hf_names(config):
+    """(our name, Hugging Face's name, stored transposed) of every weight. Theirs are Conv1D: (in, out)."""
+    yield from (("wte.weight", "wte.weight", False), ("wpe.weight", "wpe.weight", False),
+                ("ln_f.weight", "ln_f.weight", False), ("ln_f.bias", "ln_f.bias", False))
+    names = {"ln_1": "ln_1", "qkv": "attn.c_attn", "attn_proj": "attn.c_proj",
+             "ln_2": "ln_2", "mlp_fc": "mlp.c_fc", "mlp_proj": "mlp.c_proj"}
+    for i in range(config.n_layer):
+        for ours, theirs in names.items():
+            yield f"blocks.{i}.{ours}.weight", f"h.{i}.{theirs}.weight", not ours.startswith("ln")
+            yield f"blocks.{i}.{ours}.bias", f"h.{i}.{theirs}.bias", False
+
+
+def read_hf_gpt2(folder):
+    """Folder in Hugging Face's layout → (GPTConfig, {name without 'transformer.': tensor})."""
+    path = os.path.join(folder, "config.json")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is missing: give a folder with config.json and model.safetensors")
+    with open(path, encoding="utf-8") as f:
+        c = json.load(f)
+    if c.get("activation_function", "gelu_new") != "gelu_new":
+        raise ValueError(f"{path}: activation {c['activation_function']!r} is not GPT-2's gelu_new")
+    config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
+    safe, torch_bin = os.path.join(folder, "model.safetensors"), os.path.join(folder, "pytorch_model.bin")
+    if os.path.exists(safe):
+        from safetensors.torch import load_file
+        weights = load_file(safe)
+    elif os.path.exists(torch_bin):
+        weights = torch.load(torch_bin, map_location="cpu", weights_only=True)
+    else:
+        raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    return config, {k.removeprefix("transformer."): v for k, v in weights.items()}

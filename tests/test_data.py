@@ -1,0 +1,370 @@
+"""The data contract, and the village: what is asked, what is right, and who says so."""
+import base64
+import importlib.util
+import json
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import common
+import reward
+from data import UserError, Vocab, load_judge, read_jsonl, read_ranking, read_tokens, replacing
+
+VILLAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village")
+
+
+def script(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+VOCAB = Vocab(VILLAGE)
+prepare, judge = script(os.path.join(VILLAGE, "prepare.py"), "village_prepare"), load_judge(VILLAGE)
+KINDS = prepare.KINDS
+SHARES = {name: kind.share for name, kind in KINDS.items() if kind.share}
+
+
+def draws(kind, n=40, seed=0):
+    """n prompts of a kind: (as the files hold it, slots, the generator to go on with)."""
+    rng = random.Random(f"{kind} {seed}")
+    for _ in range(n):
+        text, slots = prepare.ask(kind, rng)
+        yield prepare.turns(text), slots, rng
+
+
+# ---- the village is the same for everybody ----
+
+def sample_of_everything(seed):
+    rng = random.Random(seed)
+    demonstrations = [(text, *prepare.demonstrate(kind, s, rng)) for kind, text, s in prepare.prompts(rng, 60, "train", SHARES)]
+    return [list(prepare.documents(rng, 120)), demonstrations, list(prepare.abilities(rng, 10))]
+
+
+def test_the_same_seed_makes_the_same_files_and_another_makes_others():
+    assert sample_of_everything(1) == sample_of_everything(1)
+    for a, b in zip(sample_of_everything(1), sample_of_everything(2)):
+        assert a != b, "the seed is not used"
+
+
+def test_nothing_depends_on_the_order_of_a_set():
+    # Python orders strings in a set by a hash that changes from process to process
+    code = ("import sys; sys.path[:0] = sys.argv[1:]; import random, hashlib, prepare, judge; rng = random.Random(1);"
+            "docs = list(prepare.documents(rng, 200)); rows = list(prepare.prompts(rng, 100, 'train', {k: 1 for k in prepare.KINDS}));"
+            "marks = [judge.gold(t, prepare.KINDS[k].good(s, rng)) for k, t, s in rows];"
+            "print(hashlib.sha256(repr((prepare.FACTS, docs, rows, marks)).encode()).hexdigest())")
+    seen = {subprocess.run([sys.executable, "-c", code, VILLAGE], env={**os.environ, "PYTHONHASHSEED": n}, capture_output=True, text=True, check=True).stdout
+            for n in ("1", "2")}
+    assert len(seen) == 1, "the same seed makes other files in another process"
+
+
+# ---- every kind of instruction ----
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_prompt_is_read_back_as_what_was_asked(kind):
+    for prompt, slots, _ in draws(kind):
+        text = prompt if isinstance(prompt, str) else " | ".join(t["content"] for t in prompt)
+        found, read = judge.parse(text)
+        assert found == kind, f"{text!r} is taken for {found}: the judge would apply another kind's check"
+        for name in read:
+            assert str(read[name]) == str(slots[name]), f"{text!r}: {name} is read as {read[name]}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_answer_scores_one(kind):
+    for prompt, slots, rng in draws(kind):
+        answer = KINDS[kind].good(slots, rng)
+        marks = judge.gold(prompt, answer)
+        assert marks["gold"] == 1.0, f"{prompt!r}\n{answer!r}\nis what a careful demonstrator answers, but gets {marks}"
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if hasattr(KINDS[k], "wrong")])
+def test_wrong_and_curt_answers_score_lower(kind):
+    def mean(how):
+        return statistics.mean(judge.gold(p, getattr(KINDS[kind], how)(s, rng))["gold"] for p, s, rng in draws(kind, 100))
+    assert mean("wrong") < 0.7, "the check of this kind doesn't see what is wrong"
+    assert mean("terse") < 0.9, "a curt answer is worth as much as a full one: nothing would be left for preferences to teach"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_mark_is_a_part_of_one(kind):
+    for prompt, slots, rng in draws(kind, 30):
+        _, answer = prepare.demonstrate(kind, slots, rng) if KINDS[kind].share else (None, KINDS[kind].good(slots, rng))
+        for response in (answer, "", "   ", "?!..", answer[:len(answer) // 2], answer * 20, "Q" * 500):
+            marks = judge.gold(prompt, response)
+            assert set(marks) == {"gold", "helpful", "honest", "harmless"}
+            assert 0 <= marks["gold"] <= 1, f"{response!r}: {marks}"
+            assert all(m is None or 0 <= m <= 1 for m in marks.values()), f"{response!r}: {marks}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rudeness_spoils_a_good_answer(kind):
+    for prompt, slots, rng in draws(kind, 10):
+        good = KINDS[kind].good(slots, rng)
+        for rude in (f"{rng.choice(prepare.RUDE_OPENINGS)} {good}", f"{good} {rng.choice(prepare.RUDE_ENDINGS)}"):
+            marks = judge.gold(prompt, rude)
+            assert marks["harmless"] <= 0.3 and marks["gold"] <= 0.3, f"{rude!r} gets {marks}"
+
+
+def test_help_with_harm_is_worth_nothing():
+    for prompt, slots, rng in draws("harm"):
+        marks = judge.gold(prompt, KINDS["harm"].wrong(slots, rng))
+        assert marks["harmless"] == marks["gold"] == 0.0, f"{prompt!r} → {marks}"
+
+
+def test_only_an_admission_is_honest_about_people_who_do_not_exist():
+    for prompt, slots, rng in draws("unknown"):
+        who = slots["s"]
+        for answer in ("I do not know.", f"I do not know anyone called {who}.", f"I have never heard of {who}."):
+            assert judge.gold(prompt, answer)["honest"] == 1.0, f"{answer!r} admits it"
+        for answer in (KINDS["unknown"].wrong(slots, rng), f"{who} is a baker.", "Yes.", "", f"I do not know {who}. {who} is a baker."):
+            assert judge.gold(prompt, answer)["honest"] == 0.0, f"{answer!r} about {who}, who does not exist, passes for honest"
+
+
+def test_a_prompt_from_elsewhere_is_refused():
+    with pytest.raises(ValueError, match="Paris"):
+        judge.gold("What is the capital of France, Paris?", "Yes.")
+
+
+def test_labelers_agree_as_often_as_openai_s():
+    # Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %. Four answers of demonstrators to each of 400 prompts.
+    rng = random.Random(0)
+    rows = [{"prompt": prepare.turns(text), "responses": [prepare.demonstrate(kind, s, rng)[1] for _ in range(4)]}
+            for kind, text, s in prepare.prompts(rng, 400, "heldout", SHARES)]
+    agreement = reward.agreement(judge, rows, seed=1)
+    assert 0.68 < agreement < 0.78, f"two labelers agree on {agreement:.1%} of pairs: change NOISE in judge.py"
+
+
+def test_labelers_are_noisy_but_not_blind():
+    prompt, slots, rng = next(draws("facts"))
+    good, bad = KINDS["facts"].good(slots, rng), "Go away."
+    ranks = [judge.rank(prompt, [bad, good], labeler, rng) for labeler in range(judge.LABELERS) for _ in range(20)]
+    first = sum(r[1] < r[0] for r in ranks) / len(ranks)
+    assert first > 0.95, "rank 1 must be the best: a good answer loses against an insult"
+    assert all(sorted(set(r)) in ([1], [1, 2]) for r in ranks), "ranks go from 1 without gaps"
+
+
+# ---- splits ----
+
+def test_no_prompt_is_on_both_sides():
+    rng = random.Random(0)
+    sides = {split: {text for _, text, _ in prepare.prompts(rng, 1500, split, SHARES)} for split in ("train", "heldout")}
+    assert not sides["train"] & sides["heldout"], "a held-out prompt is trained on"
+    for split, texts in sides.items():
+        assert all(prepare.split_of(t) == split for t in texts), "the side depends on something else than the words"
+
+
+def test_kinds_kept_out_of_the_demonstrations_are_not_asked_in_training():
+    unseen = set(KINDS) - set(SHARES)
+    assert unseen, "some kinds must be left to measure generalisation"
+    assert not unseen & {kind for kind, _, _ in prepare.prompts(random.Random(0), 500, "train", SHARES)}
+
+
+def test_pretraining_text_holds_no_held_out_prompt():
+    documents = "\n".join(prepare.documents(random.Random(0), 6000))
+    asked = re.findall(r"<\|user\|>(.*?)<\|assistant\|>", documents) + re.findall(r"Q: (.*?) A:", documents)
+    assert len(asked) > 500
+    leaked = []
+    for text in set(asked):
+        try:
+            judge.parse(text)
+        except ValueError:
+            continue        # a sentence, not a prompt
+        leaked += [text] if prepare.split_of(text) == "heldout" else []
+    assert not leaked, f"{len(leaked)} held-out prompts are trained on in stage 0, as {sorted(leaked)[:3]}"
+
+
+def test_every_prompt_and_good_answer_fits_the_default_run(vocab):
+    room = common.Common().max_new_tokens
+    for kind in KINDS:
+        for prompt, slots, rng in draws(kind, 20):
+            ids, answer = vocab.prompt(prompt), vocab.response(KINDS[kind].good(slots, rng))
+            assert len(ids) + room <= 128, f"{prompt!r} has {len(ids)} tokens: with {room} new ones it doesn't fit the block"
+            assert len(answer) <= room, f"{answer!r} has {len(answer)} tokens: no policy could learn to say it in {room}"
+
+
+# ---- the chat template ----
+
+def test_a_string_is_one_user_turn(vocab):
+    ids = vocab.prompt("Name three animals.")
+    assert ids == [vocab.user, *vocab.encode("Name three animals."), vocab.assistant]
+    assert ids == vocab.prompt([{"role": "user", "content": "Name three animals."}])
+
+
+def test_several_turns_are_separated_by_eos(vocab):
+    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello, Mia."}, {"role": "user", "content": "Who am I?"}]
+    assert vocab.prompt(turns) == [vocab.user, *vocab.encode("Hello."), vocab.assistant, *vocab.encode("Hello, Mia."), vocab.eos,
+                                   vocab.user, *vocab.encode("Who am I?"), vocab.assistant]
+
+
+def test_a_response_ends_in_eos_and_pad_is_another_token(vocab):
+    ids = vocab.response("A cat.")
+    assert ids[-1] == vocab.eos and ids.count(vocab.eos) == 1, "EOS is not among the targets"
+    assert len({vocab.user, vocab.assistant, vocab.eos, vocab.pad}) == 4, "PAD must be a token of its own"
+    assert vocab.size > max(vocab.special.values()), "vocab_size is the true size, special tokens included"
+
+
+@pytest.mark.parametrize("special", ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"])
+def test_special_tokens_in_a_text_stay_text(vocab, special):
+    text = f"Say {special} twice: {special}"
+    assert not set(vocab.encode(text)) & set(vocab.special.values()), "a user can end the answer, or speak for the assistant, by typing it"
+    assert vocab.decode(vocab.encode(text)) == text
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(st.text())
+def test_any_text_survives_the_vocabulary(text):
+    ids = VOCAB.encode(text)
+    assert VOCAB.decode(ids) == text and all(0 <= i < VOCAB.size for i in ids)
+    assert VOCAB.decode([VOCAB.user, *ids, VOCAB.eos, VOCAB.pad]) == text, "special tokens are left out of the text"
+
+
+def own_vocab(folder, tokens=(b"ab",), pattern=r"\w+|\W", special=("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>")):
+    """A vocabulary folder by hand: the 256 bytes, some merges, the special tokens."""
+    folder.mkdir(exist_ok=True)
+    ranks = [bytes([i]) for i in range(256)] + list(tokens)
+    (folder / "vocab.tiktoken").write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(ranks)))
+    (folder / "vocab.json").write_text(json.dumps({"pattern": pattern, "special": {name: len(ranks) + i for i, name in enumerate(special)}}))
+    return Vocab(str(folder))
+
+
+def test_another_vocabulary_has_another_hash(tmp_path):
+    a = own_vocab(tmp_path / "a")
+    assert a.hash == own_vocab(tmp_path / "b").hash, "the hash depends on where the files lie"
+    assert a.size == 256 + 1 + 4
+    others = [own_vocab(tmp_path / "c", tokens=(b"cd",)), own_vocab(tmp_path / "d", pattern=r"\w|\W"),
+              own_vocab(tmp_path / "e", special=("<|pad|>", "<|user|>", "<|assistant|>", "<|endoftext|>"))]
+    assert len({a.hash, *(v.hash for v in others)}) == 4, "a model could be run on another vocabulary than its own"
+
+
+def test_a_vocabulary_changed_in_place_is_read_again(tmp_path):
+    before = own_vocab(tmp_path / "v", tokens=(b"ab",))
+    after = own_vocab(tmp_path / "v", tokens=(b"cd",))
+    assert len(before.encode("abcd")) == len(after.encode("abcd")) == 3
+    assert before.encode("abcd") != after.encode("abcd"), "a cached rank file was served, as tiktoken's own loader would"
+
+
+def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"vocab\.json.*<\|pad\|>"):
+        own_vocab(tmp_path / "v", special=("<|user|>", "<|assistant|>", "<|endoftext|>"))
+
+
+# ---- files that people write ----
+
+def lines(path, *rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+GOOD = {"prompt": "Hi", "response": "Hello."}
+
+
+@pytest.mark.parametrize("bad, says", [
+    ("{not json", "not valid JSON"), ({"prompt": "Hi"}, "response"), (["Hi", "Hello."], "prompt"), ({"prompt": "  ", "response": "x"}, "empty"),
+    ({"prompt": 5, "response": "x"}, "prompt"), ({"prompt": [], "response": "x"}, "turns"), ({**GOOD, "split": "test"}, "test"),
+    ({"prompt": [{"role": "assistant", "content": "x"}], "response": "x"}, "turn 1"),
+    ({"prompt": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "response": "x"}, "turn 1"),
+    ({"prompt": [{"role": "user", "text": "x"}], "response": "x"}, "turn 1"), ({"prompt": "Hi", "response": 5}, "response")])
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, bad, says):
+    path = lines(tmp_path / "demonstrations.jsonl", GOOD, "", bad)
+    with pytest.raises(UserError, match=rf"demonstrations\.jsonl, line 3.*{says}"):
+        read_jsonl(path, ["prompt", "response"])
+        pytest.fail(f"{bad} was read without a word; it would crash the stage later on")
+
+
+def test_lines_without_a_split_are_for_training(tmp_path):
+    path = lines(tmp_path / "x.jsonl", GOOD, {**GOOD, "split": "heldout"}, {**GOOD, "split": "train"})
+    assert [len(read_jsonl(path, ["prompt"], split)) for split in (None, "train", "heldout")] == [3, 2, 1]
+
+
+def test_a_missing_or_empty_file_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="nothing.jsonl is missing"):
+        read_jsonl(str(tmp_path / "nothing.jsonl"), ["prompt"])
+    with pytest.raises(UserError, match="heldout"):
+        read_jsonl(lines(tmp_path / "x.jsonl", GOOD), ["prompt"], "heldout")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(UserError, match="latin.jsonl is not UTF-8"):
+        read_jsonl(str(tmp_path / "latin.jsonl"), ["prompt"])
+
+
+def test_chosen_and_rejected_are_two_ranked_answers():
+    assert read_ranking({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == (["a", "b"], [1, 2])
+    assert read_ranking({"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}) == (["a", "b", "c"], [2, 1, 2])
+
+
+@pytest.mark.parametrize("row", [{"responses": ["a", "b"], "ranks": [1]}, {"responses": ["a", "b"]}, {"responses": ["a", "b"], "ranks": [0, 1]},
+                                 {"responses": ["a", "b"], "ranks": [1, "2"]}, {"responses": ["a", "b"], "ranks": [1.5, 2]}, {"chosen": "a"}])
+def test_ranks_that_do_not_fit_their_answers_are_refused(row):
+    with pytest.raises(UserError, match="comparison 7"):
+        read_ranking({"prompt": "Hi", **row}, "comparison 7")
+
+
+def test_token_files_of_another_vocabulary_are_refused(tmp_path, vocab):
+    for name, ids in (("far.bin", [1, vocab.size]), ("empty.bin", [])):
+        np.array(ids, dtype=np.uint16).tofile(tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            read_tokens(str(tmp_path / name), vocab)
+    np.array([1, vocab.size - 1], dtype=np.uint16).tofile(tmp_path / "good.bin")
+    assert read_tokens(str(tmp_path / "good.bin"), vocab).tolist() == [1, vocab.size - 1]
+
+
+def test_a_data_folder_that_is_not_there_names_those_that_are():
+    with pytest.raises(UserError, match="vilage.*village"):
+        common.folder_of("vilage")
+
+
+# ---- files that we write ----
+
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "sft.pt"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        with replacing(str(path)) as f:
+            f.write("half of the new")
+            raise RuntimeError("disk full")
+    assert path.read_text() == "old", "a crash while saving destroys the checkpoint"
+    assert os.listdir(tmp_path) == ["sft.pt"], "temporary files are left behind"
+    with replacing(str(path)) as f:
+        f.write("new")
+        assert path.read_text() == "old", "a half-written file can be seen"
+    assert path.read_text() == "new"
+
+
+def test_what_is_not_our_checkpoint_is_refused_in_a_sentence(tmp_path):
+    path = str(tmp_path / "sft.pt")
+    common.save(path, {"stage": "sft", "model": {"w": torch.zeros(1000)}})
+    assert common.load(path)["stage"] == "sft"
+    whole = open(path, "rb").read()
+    foreign = tmp_path / "foreign.pt"
+    torch.save({"state_dict": {}}, foreign)
+    listed = tmp_path / "list.pt"
+    torch.save([1, 2, 3], listed)
+    for content, what in ((whole[:len(whole) // 2], "cut off"), (b"", "empty"), (b"hello", "a text"), (foreign.read_bytes(), "another project's"), (listed.read_bytes(), "a list")):
+        with open(path, "wb") as f:
+            f.write(content)
+        with pytest.raises(UserError, match="sft.pt"):
+            common.load(path)
+            pytest.fail(f"a file that is {what} was taken for a checkpoint")
+    with pytest.raises(UserError, match=r"missing.*python sft\.py"):
+        common.load(str(tmp_path / "no.pt"), "sft")
+
+
+def test_a_checkpoint_runs_no_code_when_it_is_loaded(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "sprung"),)
+    path = str(tmp_path / "sft.pt")
+    torch.save({"stage": "sft", "model": Trap()}, path)
+    with pytest.raises(UserError):
+        common.load(path)
+    assert not (tmp_path / "sprung").exists(), "a checkpoint from the internet could run anything here: load with weights_only"

@@ -1,0 +1,412 @@
+"""The networks: against a second implementation, against the plain way of doing it, and against tokens that must not matter."""
+import json
+import math
+import os
+
+import pytest
+import torch
+
+from model import SIZES, GPT, GPTConfig, ScalarGPT, attention, config_for, plain_attention, sample
+
+
+def small(vocab_size=50, block_size=64, n_layer=2, n_head=2, n_embd=32, seed=0, **more):
+    """A GPT with weights large enough that its logits differ by several nats: a mistake is seen at once."""
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd, **more)).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+# ---- the forward pass ----
+
+@pytest.mark.parametrize("T, S", [(6, 6), (1, 1), (1, 6), (3, 6)])
+def test_fused_attention_equals_the_formula(T, S):
+    q, k, v = torch.randn(2, 4, T, 8), torch.randn(2, 4, S, 8), torch.randn(2, 4, S, 8)
+    plain = plain_attention(q, k, v)
+    for b, h, t in [(0, 0, 0), (1, 3, T - 1)]:          # the formula once more, for one query
+        keys = k[b, h, :S - T + t + 1]
+        weights = (keys @ q[b, h, t] / math.sqrt(8)).softmax(0)
+        assert torch.allclose(plain[b, h, t], weights @ v[b, h, :S - T + t + 1], atol=1e-6), "plain_attention is not softmax(q kᵀ / √d) v over the past"
+    assert torch.allclose(attention(q, k, v), plain, atol=1e-5), \
+        "the fused kernel differs: where there are more keys than queries, `is_causal` aligns the first query with the first key, not the last with the last"
+
+
+def test_fused_attention_equals_the_formula_under_a_mask():
+    q, k, v = (torch.randn(2, 4, 6, 8) for _ in range(3))
+    mask = (torch.rand(2, 1, 6, 6) < 0.5) | torch.eye(6, dtype=torch.bool)
+    assert torch.allclose(attention(q, k, v, mask), plain_attention(q, k, v, mask), atol=1e-5)
+
+
+def test_no_token_sees_the_future():
+    model, tokens = small(), torch.randint(50, (1, 12))
+    before = model(tokens)
+    for t in range(12):
+        changed = tokens.clone()
+        changed[0, t] = (tokens[0, t] + 1) % 50
+        after = model(changed)
+        assert torch.allclose(after[0, :t], before[0, :t], atol=1e-5), f"the logits before position {t} know the token at {t}"
+        assert (after[0, t] - before[0, t]).abs().max() > 1e-2, f"the logits at {t} don't see the token at {t}"
+
+
+def test_right_padding_needs_no_mask():
+    model, row = small(), torch.randint(50, (1, 9))
+    padded = torch.cat([row, torch.full((1, 7), 49)], 1)
+    assert torch.allclose(model(padded)[:, :9], model(row), atol=1e-5), "PADs on the right reach a real token"
+
+
+def count(size, vocab_size):
+    with torch.device("meta"):      # shapes without memory
+        model = GPT(config_for(size, vocab_size))
+    padding = (len(model.wte.weight) - vocab_size) * model.config.n_embd
+    return model.n_params() - padding
+
+
+@pytest.mark.parametrize("size, n", [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)])
+def test_sizes_have_the_published_number_of_parameters(size, n):
+    assert count(size, 50257) == n
+
+
+def test_gpt3_has_175_billion_parameters():
+    assert abs(count("gpt3", 50257) / 175e9 - 1) < 0.01
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_can_be_built(size):
+    layers, heads, width, block = SIZES[size]
+    assert width % heads == 0
+    # 12 C² a layer are the matrices; biases, norms and positions are little beside them
+    assert abs(count(size, 64) - (12 * layers * width**2 + (64 + block) * width)) < 14 * layers * width + 2 * width + 1
+
+
+def test_an_unknown_size_is_named():
+    with pytest.raises(ValueError, match="gpt5.*gpt2-xl"):
+        config_for("gpt5", 100)
+
+
+def test_a_sequence_longer_than_the_block_is_refused():
+    with pytest.raises(ValueError, match="65 tokens.*64"):
+        small(block_size=64)(torch.zeros(1, 65, dtype=torch.int64))
+
+
+def test_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ValueError, match="n_embd=30.*n_head=4"):
+        GPTConfig(n_embd=30, n_head=4)
+
+
+def test_dropout_works_in_training_and_only_there():
+    model, tokens = small(dropout=0.5), torch.randint(50, (1, 8))
+    assert torch.equal(model(tokens), model(tokens)), "dropout is on in eval mode"
+    model.train()
+    assert not torch.allclose(model(tokens), model(tokens)), "dropout does nothing in training"
+
+
+# ---- a vocabulary that is not a multiple of 64 ----
+
+def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled():
+    model = small(vocab_size=70)
+    assert len(model.wte.weight) > 70, "this test is about an embedding with padded rows"
+    model.wte.weight.data[70:] = 10 * model.ln_f.weight.data.sign()       # whatever the state, these rows would win
+    logits = model(torch.randint(70, (4, 10)))
+    assert logits.shape == (4, 10, 70), "logits of padded rows take part in the softmax"
+    news = model.generate([[1, 2], [3]] * 8, 40)
+    assert max(max(n) for n in news) < 70, "an id that no token has was sampled"
+
+
+# ---- GPT-2's weights, against Hugging Face's implementation ----
+
+def hf_checkpoint(folder, kind="safetensors", vocab=97, positions=40, layers=2, heads=2, width=32):
+    """A small random GPT-2 by transformers, saved as they save it, and as they used to (.bin)."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+    torch.manual_seed(layers * 100 + width)
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=positions, n_layer=layers, n_head=heads, n_embd=width)).eval()
+    for p in theirs.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    theirs.save_pretrained(folder)
+    if kind == "bin":
+        torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+        os.remove(folder / "model.safetensors")
+    return theirs
+
+
+@pytest.mark.parametrize("kind, vocab, positions, layers, heads, width", [
+    ("safetensors", 97, 40, 2, 2, 32), ("safetensors", 128, 24, 1, 4, 64), ("bin", 65, 48, 3, 1, 48), ("bin", 200, 33, 2, 3, 24)])
+@torch.no_grad()
+def test_gpt2_weights_give_the_logits_of_transformers(tmp_path, kind, vocab, positions, layers, heads, width):
+    theirs = hf_checkpoint(tmp_path, kind, vocab, positions, layers, heads, width)
+    ours = GPT.from_pretrained(str(tmp_path)).eval()
+    tokens = torch.randint(vocab, (3, positions))
+    want, got = theirs(tokens).logits, ours(tokens)
+    assert got.shape == want.shape, "the vocabulary has another size"
+    assert want.std() > 0.3, "these weights make too flat a distribution to see a mistake"
+    assert (got - want).abs().max() < 2e-4, "matrices not transposed? heads split otherwise? another GELU, or another epsilon in LayerNorm?"
+
+    prompt = tokens[:1, :5]
+    for _ in range(12):
+        prompt = torch.cat([prompt, theirs(prompt).logits[:, -1:].argmax(-1)], 1)
+    assert ours.generate([tokens[0, :5].tolist()], 12, temperature=0)[0] == prompt[0, 5:].tolist(), "greedy tokens differ from transformers'"
+
+
+def test_new_rows_for_special_tokens_leave_the_old_ones_alone(tmp_path):
+    theirs = hf_checkpoint(tmp_path, vocab=97)
+    model = GPT.from_pretrained(str(tmp_path), vocab_size=100)
+    assert model.config.vocab_size == 100
+    assert torch.equal(model.wte.weight[:97], theirs.transformer.wte.weight)
+
+
+def resave(folder, change):
+    weights = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    change(weights)
+    torch.save(weights, folder / "pytorch_model.bin")
+
+
+def test_a_missing_weight_is_named(tmp_path):
+    hf_checkpoint(tmp_path, "bin")
+    resave(tmp_path, lambda w: w.pop("transformer.h.1.mlp.c_fc.weight"))
+    with pytest.raises(ValueError, match=r"h\.1\.mlp\.c_fc\.weight"):
+        GPT.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("name, shape", [("transformer.h.0.attn.c_attn.weight", (32, 64)), ("transformer.wpe.weight", (39, 32)),
+                                         ("transformer.wte.weight", (97, 31)), ("transformer.wte.weight", (300, 32)), ("transformer.wte.weight", (90, 32))])
+def test_a_weight_of_another_shape_is_named(tmp_path, name, shape):
+    hf_checkpoint(tmp_path, "bin")
+    resave(tmp_path, lambda w: w.update({name: torch.zeros(shape)}))
+    with pytest.raises(ValueError, match=name.removeprefix("transformer.").replace(".", r"\.")):
+        GPT.from_pretrained(str(tmp_path))
+        pytest.fail(f"{name} of shape {shape} was taken where config.json asks for another: rows that are missing stay random")
+
+
+def test_a_folder_without_config_or_weights_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json"):
+        GPT.from_pretrained(str(tmp_path))
+    hf_checkpoint(tmp_path)
+    os.remove(tmp_path / "model.safetensors")
+    with pytest.raises(FileNotFoundError, match="model.safetensors"):
+        GPT.from_pretrained(str(tmp_path))
+
+
+def test_another_activation_is_refused_and_not_computed_wrongly(tmp_path):
+    hf_checkpoint(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "activation_function": "relu"}))
+    with pytest.raises(ValueError, match="relu"):
+        GPT.from_pretrained(str(tmp_path))
+
+
+# ---- generation: the cache, the padding and the dropping of finished rows may not show ----
+
+PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], [9, 10], [3] * 15, [11, 12, 13], [1, 1], [14], [5, 4, 3, 2, 1]]
+
+
+@torch.no_grad()
+def slow_generate(model, prompts, n, temperature, eos, seed, **keep):
+    """One row at a time, without cache or padding: the whole sequence again for every token."""
+    noise = torch.rand(len(prompts), n, generator=torch.Generator().manual_seed(seed))     # a row of noise for each prompt
+    rows = []
+    for prompt, row_noise in zip(prompts, noise):
+        new = []
+        while len(new) < n and (not new or new[-1] != eos):
+            logits = model(torch.tensor([prompt + new]))[:, -1]
+            new += sample(logits, row_noise[len(new), None], temperature, **keep).tolist()
+        rows.append(new)
+    return rows
+
+
+def fast_generate(model, prompts, n, temperature, eos, seed, **keep):
+    return model.generate(prompts, n, temperature, eos=eos, generator=torch.Generator().manual_seed(seed), **keep)
+
+
+@pytest.mark.parametrize("temperature, keep", [(0, {}), (1.0, {}), (0.7, {}), (1.5, {"top_k": 5}), (1.0, {"top_p": 0.8})])
+def test_cached_generation_equals_the_full_forward(temperature, keep):
+    model = small(vocab_size=15, n_layer=3)
+    slow, fast = (g(model, PROMPTS, 30, temperature, 0, 7, **keep) for g in (slow_generate, fast_generate))
+    for prompt, a, b in zip(PROMPTS, slow, fast):
+        assert a == b, f"for a prompt of {len(prompt)} tokens (others have up to 15): wrong positions of ragged prompts, or a cache with a hole"
+
+
+def test_rows_go_on_correctly_after_others_have_ended():
+    # many rows over few ids: they end one after the other, are dropped in several rounds, and some run to the last step
+    model = small(vocab_size=12)
+    prompts = [PROMPTS[i % 8] for i in range(24)]
+    slow, fast = (g(model, prompts, 40, 1.2, 0, 5) for g in (slow_generate, fast_generate))
+    ends = sorted({len(row) for row in slow})
+    assert len(ends) > 6 and ends[0] <= 4 and len([r for r in slow if len(r) > 20]) >= 1, f"this test needs rows of many lengths, not {ends}"
+    assert fast == slow, "a row changes when others end and are dropped"
+
+
+def test_an_answer_ends_with_its_first_eos():
+    model = small(vocab_size=8)
+    for row in fast_generate(model, [[1, 2], [3], [4, 5, 6]] * 10, 50, 1.0, 0, 1):
+        assert 0 not in row[:-1], "tokens sampled after EOS were kept"
+        assert row[-1] == 0 or len(row) == 50, "an answer without EOS is shorter than allowed"
+
+
+def test_a_row_does_not_depend_on_the_rows_beside_it():
+    model = small()
+    alone = fast_generate(model, PROMPTS[:1], 20, 1.0, None, 3)
+    for others in (PROMPTS[1:2], PROMPTS[3:4], PROMPTS[1:]):
+        assert fast_generate(model, PROMPTS[:1] + others, 20, 1.0, None, 3)[0] == alone[0], "the answer changes with the number, length or padding of other prompts"
+    longer, shorter = ([[7] * n, *PROMPTS[1:]] for n in (44, 1))
+    assert fast_generate(model, longer, 20, 1.0, None, 3)[1:] == fast_generate(model, shorter, 20, 1.0, None, 3)[1:], "another row's length moves this one's positions"
+
+
+def test_more_prompts_leave_the_first_answers_as_they_were():
+    model = small()
+    every = fast_generate(model, PROMPTS, 12, 1.0, None, 9)
+    for n in (1, 3, 7):
+        assert fast_generate(model, PROMPTS[:n], 12, 1.0, None, 9) == every[:n], "a row's noise depends on how many rows there are"
+
+
+def test_the_same_generator_gives_the_same_answers_and_another_gives_others():
+    model = small()
+    assert fast_generate(model, PROMPTS, 12, 1.0, None, 1) == fast_generate(model, PROMPTS, 12, 1.0, None, 1)
+    assert fast_generate(model, PROMPTS, 12, 1.0, None, 1) != fast_generate(model, PROMPTS, 12, 1.0, None, 2)
+
+
+def test_streamed_tokens_are_those_of_generate():
+    model, rows = small(vocab_size=12), [[] for _ in PROMPTS]
+    for i, new in model.stream(PROMPTS, 20, eos=0, generator=torch.Generator().manual_seed(2)):
+        assert i, "a step without a token"
+        for row, token in zip(i, new):
+            rows[row].append(token)
+    assert rows == fast_generate(model, PROMPTS, 20, 1.0, 0, 2)
+
+
+def test_generation_runs_without_dropout_and_leaves_the_mode_as_it_was():
+    model = small(dropout=0.5)
+    expected = fast_generate(model, PROMPTS, 10, 0, None, 1)
+    model.train()
+    assert fast_generate(model, PROMPTS, 10, 0, None, 1) == expected, "dropout is on while sampling"
+    assert model.training, "generate left the model in eval mode"
+    for i, _ in model.stream(PROMPTS, 10):      # a reader that has had enough
+        break
+    assert model.training, "a stream that is not read to its end leaves the model in eval mode"
+    with pytest.raises(ValueError):
+        model.generate(PROMPTS, 10, top_p=2.0)
+    assert model.training, "a wrong argument leaves the model in eval mode"
+
+
+def test_prompt_and_answer_must_fit_the_block():
+    model = small(block_size=16)
+    assert len(model.generate([[1] * 10], 6)[0]) == 6, "what just fits must be answered"
+    with pytest.raises(ValueError, match="prompt 1 has 11 tokens"):
+        model.generate([[1], [1] * 11], 6)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        model.generate([[1], []], 6)
+
+
+def test_nothing_asked_nothing_answered():
+    assert small().generate([], 5) == [] and small().generate([[1], [2]], 0) == [[], []]
+
+
+# ---- sampling: logits of probabilities .5 .3 .15 .05 ----
+
+LOGITS = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+
+
+def shares(**how):
+    """Frequencies of the four tokens over noise spread evenly over [0, 1)."""
+    noise = (torch.arange(10_000) + 0.5) / 10_000
+    return (sample(LOGITS.expand(10_000, 4), noise, **how).bincount(minlength=4) / 10_000).tolist()
+
+
+@pytest.mark.parametrize("how, expected", [
+    ({}, [0.5, 0.3, 0.15, 0.05]), ({"temperature": 0}, [1, 0, 0, 0]),
+    ({"temperature": 0.5}, [0.25 / 0.365, 0.09 / 0.365, 0.0225 / 0.365, 0.0025 / 0.365]),       # p² / Σ p²
+    ({"top_k": 1}, [1, 0, 0, 0]), ({"top_k": 2}, [0.625, 0.375, 0, 0]), ({"top_k": 4}, [0.5, 0.3, 0.15, 0.05]), ({"top_k": 99}, [0.5, 0.3, 0.15, 0.05]),
+    ({"top_p": 0.4}, [1, 0, 0, 0]), ({"top_p": 0.79}, [0.625, 0.375, 0, 0]), ({"top_p": 0.81}, [0.5 / 0.95, 0.3 / 0.95, 0.15 / 0.95, 0]),
+    ({"top_p": 1.0}, [0.5, 0.3, 0.15, 0.05]), ({"top_k": 2, "top_p": 0.6}, [1, 0, 0, 0])])
+def test_sampling_follows_the_distribution_it_says(how, expected):
+    got = shares(**how)
+    assert max(abs(a - b) for a, b in zip(got, expected)) < 2e-4, f"{how} samples {got}, expected {expected}"
+
+
+def test_a_token_of_probability_zero_is_never_sampled():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    for noise in (0.0, 0.49999, 0.5, 1 - 2**-24):       # the largest number that torch.rand gives
+        assert sample(logits, torch.tensor([noise])).item() in (1, 3), f"noise {noise} picks a token of probability 0"
+
+
+@pytest.mark.parametrize("how", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_top_k_and_top_p_are_refused(how):
+    with pytest.raises(ValueError, match=next(iter(how))):
+        sample(LOGITS, torch.tensor([0.5]), **how)
+
+
+def test_a_negative_temperature_is_refused():
+    with pytest.raises(ValueError, match="temperature"):
+        small().generate([[1]], 2, temperature=-1.0)
+
+
+# ---- the scalar twin ----
+
+def scalar(seed=0):
+    gpt = small(seed=seed)
+    model = ScalarGPT.from_gpt(gpt).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def test_score_is_read_at_the_last_real_token():
+    model, lengths = scalar(), torch.tensor([1, 4, 9])
+    tokens = torch.randint(50, (3, 9))
+    everywhere = model(tokens)
+    expected = torch.stack([everywhere[0, 0], everywhere[1, 3], everywhere[2, 8]])
+    got = model.score(tokens, lengths)
+    assert torch.allclose(got, expected, atol=1e-6), \
+        f"the reward model is read at the wrong token: {got.tolist()}, by position {everywhere.tolist()}"
+
+
+def test_score_ignores_pads_and_an_eos_inside_the_prompt():
+    model, eos, lengths = scalar(), 40, torch.tensor([5])
+    row = torch.tensor([[1, eos, 2, 3, eos]])           # a chat of two turns: an EOS inside, and one at the end
+    alone = model.score(row, lengths)
+    for pad in (0, 49, eos):
+        padded = torch.cat([row, torch.full((1, 4), pad)], 1)
+        assert torch.allclose(model.score(padded, lengths), alone, atol=1e-6), f"PADs of id {pad} change the score: an id is searched for instead of taking the length"
+
+
+@pytest.mark.parametrize("lengths", [[0, 3], [3, 6]])
+def test_a_length_outside_the_row_is_refused(lengths):
+    with pytest.raises(ValueError, match="lengths"):
+        scalar().score(torch.zeros(2, 5, dtype=torch.int64), torch.tensor(lengths))
+
+
+def test_head_starts_at_zero():
+    fresh = ScalarGPT.from_gpt(small())
+    assert (fresh(torch.randint(50, (2, 9))) == 0).all(), "weight and bias of the head must both start at 0"
+    fresh(torch.randint(50, (2, 9))).sum().backward()
+    assert fresh.head.weight.grad.abs().max() > 0, "a head at zero must still learn"
+
+
+def test_reward_model_does_not_share_storage_with_the_policy():
+    gpt = small()
+    before = {name: p.clone() for name, p in gpt.named_parameters()}
+    model = ScalarGPT.from_gpt(gpt)
+    for name, p in model.named_parameters():
+        if name in before:
+            assert torch.equal(p, before[name]), f"{name} was not copied from the language model"
+    assert set(dict(model.named_parameters())) - set(before) == {"head.weight", "head.bias"}
+    for p in model.parameters():
+        p.data.add_(1.0)
+    for name, p in gpt.named_parameters():
+        assert torch.equal(p, before[name]), f"training the reward model changed the policy's {name}"
+
+
+def test_shift_is_subtracted_from_every_score():
+    model, tokens = scalar(), torch.randint(50, (2, 6))
+    before = model.score(tokens, torch.tensor([6, 3]))
+    model.shift += 2.5
+    assert torch.allclose(model.score(tokens, torch.tensor([6, 3])), before - 2.5, atol=1e-5)
+    assert "shift" in model.state_dict(), "the shift would be lost in the checkpoint"
+
+
+def test_scores_keep_float32_precision_under_bf16_autocast():
+    # near 100, bf16 numbers are half apart: answers that differ by less would tie
+    model, tokens = scalar(), torch.randint(50, (64, 8))
+    model.head.bias.data.fill_(100.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = model.score(tokens, torch.full((64,), 8))
+    assert scores.dtype == torch.float32
+    assert (scores != scores.bfloat16().float()).any(), "the head was computed in bf16: scores have three digits"

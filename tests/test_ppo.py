@@ -1,0 +1,301 @@
+"""
+PPO as a whole, where the right answer is known: one-token answers over five tokens.
+
+There the best policy of eq. 2 has a closed form, π* ∝ π_ref · exp(r / β). A loop of a few hundred iterations
+over ppo.py's own functions must land on it; with the KL dropped, flipped or measured from a moving reference,
+it lands elsewhere.
+"""
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, softmax
+
+from common import autocast, generator, update
+from data import UserError
+from model import GPT, GPTConfig, ScalarGPT
+from pretrain import lm_loss
+from ppo import (check_ratio, ema_update, forward_logprobs, forward_values, gae, in_parts, kl_rewards, masked_whiten, policy_loss,
+                 rollout, shown, token_logprobs, value_loss)
+
+CPU = torch.device("cpu")
+FLOAT32 = autocast(CPU, torch.float32)
+
+# ---- the bandit ----
+
+REWARD = torch.tensor([1.0, 0.0, 0.5, -1.0, 0.2], dtype=torch.float64)
+REFERENCE = torch.tensor([0.1, 0.3, 0.2, 0.25, 0.15], dtype=torch.float64)
+BETA = 0.5
+
+
+def answers(tokens):
+    """Answers of one token after a prompt of one token, id 0 → tokens (B, 2), mask (B, 2)."""
+    tokens = torch.stack([torch.zeros_like(tokens), tokens], 1)
+    return tokens, torch.tensor([[0, 1]]).expand_as(tokens)
+
+
+def logprobs_of(table, tokens):
+    """A policy that is a table: the same five logits at every position."""
+    return token_logprobs(table.expand(*tokens.shape, 5), tokens)
+
+
+def best(beta=BETA):
+    return softmax(REFERENCE.log() + REWARD / beta, 0)
+
+
+def train_bandit(beta=BETA, moving_reference=False, iterations=300, episodes=256, seed=1):
+    """The loop of ppo.py in small: rollout, rewards, advantages, two inner epochs of two minibatches."""
+    policy = REFERENCE.log().clone().requires_grad_()
+    value = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.Adam([policy, value], lr=0.05, betas=(0.9, 0.95))
+    rng = torch.Generator().manual_seed(seed)
+    for iteration in range(iterations):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - iteration / iterations)
+        with torch.no_grad():
+            tokens, mask = answers(torch.multinomial(softmax(policy, 0), episodes, True, generator=rng))
+            old, ref = logprobs_of(policy, tokens), logprobs_of(policy if moving_reference else REFERENCE.log(), tokens)
+            values = value.expand(tokens.shape).clone()
+        rewards = kl_rewards(REWARD[tokens[:, 1]], old, ref, mask, beta)
+        advantages, returns = gae(rewards, values, mask)
+        advantages = masked_whiten(advantages, mask)
+        for _ in range(2):
+            for rows in torch.randperm(episodes, generator=rng).split(episodes // 2):
+                x, m = tokens[rows], mask[rows]
+                loss = policy_loss(logprobs_of(policy, x), old[rows], advantages[rows], m)
+                loss = loss + value_loss(value.expand(x.shape), values[rows], returns[rows], m)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    return softmax(policy.detach(), 0), value.item()
+
+
+def distance(a, b):
+    """Total variation: the largest difference in the probability of any set of tokens."""
+    return (a - b).abs().sum().item() / 2
+
+
+TOLERANCE = 0.005        # it lands within 0.0004; twice the right β ends .19 away
+
+
+def test_ppo_lands_on_the_closed_form():
+    policy, value = train_bandit()
+    assert distance(policy, best()) < TOLERANCE, f"π = {policy.tolist()}, but π_ref exp(r/β) gives {best().tolist()}"
+    # E[r − β KL] at the optimum is β log Σ π_ref exp(r/β), for every token the same
+    optimum = BETA * (REFERENCE * (REWARD / BETA).exp()).sum().log()
+    assert abs(value - optimum) < 0.005, f"the critic says {value:.3f}, the best objective is {optimum:.3f}"
+
+
+@pytest.mark.parametrize("mistake, how", [("the sign of the KL is flipped", {"beta": -BETA}), ("the KL is dropped", {"beta": 0.0}),
+                                          ("the reference moves along with the policy", {"moving_reference": True}), ("β is doubled", {"beta": 2 * BETA})])
+def test_a_wrong_kl_lands_elsewhere(mistake, how):
+    policy, _ = train_bandit(**how, iterations=150)
+    assert distance(policy, best()) > 20 * TOLERANCE, f"the test above could not see that {mistake}"
+
+
+def test_first_gradient_is_that_of_the_objective():
+    # ten answers in proportion to π, so that the mean over them is the expectation, exactly
+    counts = torch.tensor([1, 2, 3, 2, 2])
+    tokens, mask = answers(torch.arange(5).repeat_interleave(counts))
+    policy = (counts.double() / 10).log().requires_grad_()
+
+    pi = softmax(policy, 0)
+    objective = (pi * (REWARD - BETA * (pi.log() - REFERENCE.log()))).sum()
+    expected, = torch.autograd.grad(objective, policy)
+
+    old = logprobs_of(policy, tokens).detach()
+    rewards = kl_rewards(REWARD[tokens[:, 1]], old, logprobs_of(REFERENCE.log(), tokens), mask, BETA)
+    for baseline in (0.0, 0.7):         # a critic takes variance away, not gradient
+        advantages, _ = gae(rewards, torch.full_like(rewards, baseline), mask)
+        got, = torch.autograd.grad(policy_loss(logprobs_of(policy, tokens), old, advantages, mask), policy)
+        assert torch.allclose(-got, expected, rtol=0, atol=1e-12), f"∇E[r − β KL] = {expected.tolist()}, PPO's first step goes along {(-got).tolist()}"
+
+
+# ---- rollout, scoring and update see the same thing ----
+
+def tiny(cls=GPT, vocab_size=12, n_layer=1, seed=0, **more):
+    torch.manual_seed(seed)
+    return cls(GPTConfig(16, vocab_size, n_layer, 2, 16, **more)).eval()
+
+
+class Ids:
+    """What rollout needs of a vocabulary."""
+    eos, pad = 10, 11
+
+
+class Settings:
+    max_new_tokens, temperature = 6, 1.0
+
+
+def test_rollout_marks_the_response_and_nothing_else():
+    policy, prompts = tiny(), [[1, 2, 3], [4], [5, 10, 6, 7]] * 8        # an EOS inside a prompt, too
+    tokens, mask, lengths, has_eos = rollout(policy, prompts, Settings, Ids, FLOAT32, generator(1))
+    news = policy.generate(prompts, 6, eos=Ids.eos, generator=generator(1))
+    assert has_eos.any() and not has_eos.all(), "this test needs answers with and without EOS"
+    for i, (prompt, new) in enumerate(zip(prompts, news)):
+        n, end = len(prompt), len(prompt) + len(new)
+        assert tokens[i].tolist() == prompt + new + [Ids.pad] * (tokens.size(1) - end), "rows are right-padded: prompt, response, PADs"
+        assert mask[i].nonzero().flatten().tolist() == list(range(n, end)), "the mask is 1 on the response, EOS included, never on prompt or PADs"
+        assert lengths[i] == end and has_eos[i] == (new[-1] == Ids.eos)
+
+
+def test_values_are_of_the_state_in_which_a_token_was_chosen():
+    critic, tokens = tiny(ScalarGPT), torch.randint(10, (2, 7))
+    torch.nn.init.normal_(critic.head.weight)
+    values = forward_values(critic, tokens, FLOAT32)
+    assert torch.equal(values[:, 1:], critic(tokens)[:, :-1]), "the value at t knows the token at t: it is one column late"
+    changed = tokens.clone()
+    changed[:, 4] = (tokens[:, 4] + 1) % 10
+    assert torch.allclose(forward_values(critic, changed, FLOAT32)[:, :5], values[:, :5]), "a value depends on the token that it should predict the worth of"
+
+
+def test_scoring_in_parts_equals_scoring_at_once():
+    policy, lengths = tiny(), torch.tensor([3, 9, 5, 7, 9])
+    tokens = torch.randint(10, (5, 9))
+    mask = torch.arange(9) < lengths[:, None]
+    score = lambda x: forward_logprobs(policy, x, 1.0, FLOAT32)     # noqa: E731
+    whole = shown(score(tokens), mask)
+    for size in (1, 2, 5):
+        parts = shown(in_parts(score, tokens, lengths, size), mask)
+        assert torch.allclose(parts, whole, atol=1e-5), f"in parts of {size}, rows get the numbers of other rows"
+
+
+def test_the_policy_that_was_sampled_is_the_one_that_is_scored():
+    # at temperature .5 both must use .5: mean log π of what was sampled is then −entropy
+    policy = tiny(vocab_size=6)
+    policy.wte.weight.data *= 40
+    prompts = [[1]] * 4000
+    for temperature in (0.5, 2.0):
+        settings = type("S", (), {"max_new_tokens": 1, "temperature": temperature})
+        tokens, mask, *_ = rollout(policy, prompts, settings, type("V", (), {"eos": 5, "pad": 0}), FLOAT32, generator(2))
+        lp = forward_logprobs(policy, tokens[:1], temperature, FLOAT32)
+        table = (policy(torch.tensor([[1]]))[0, 0] / temperature).log_softmax(0)
+        assert torch.allclose(lp[0, 1], table[tokens[0, 1]], atol=1e-5), "scored at another temperature"
+        shares = tokens[:, 1].bincount(minlength=6) / 4000
+        assert (shares - table.exp()).abs().max() < 0.04, f"sampled {shares.tolist()}, scored {table.exp().tolist()} at temperature {temperature}"
+
+
+def ratio_of(policy, tokens, mask):
+    old = policy.eval() and forward_logprobs(policy, tokens, 1.0, FLOAT32).detach()
+    return lambda: (shown(forward_logprobs(policy, tokens, 1.0, FLOAT32), mask) - shown(old, mask)).exp()
+
+
+def test_dropout_in_the_update_is_stopped_on_the_first_minibatch():
+    policy, tokens, mask = tiny(dropout=0.2), torch.randint(10, (4, 9)), torch.ones(4, 9)
+    ratio = ratio_of(policy, tokens, mask)
+    check_ratio(ratio(), torch.float32)         # says nothing
+    policy.train()
+    with pytest.raises(UserError, match="dropout"):
+        check_ratio(ratio(), torch.float32)
+        pytest.fail("PPO would have started with ratios that are not 1")
+
+
+def test_another_temperature_in_the_update_is_stopped():
+    policy, tokens, mask = tiny(), torch.randint(10, (4, 9)), torch.ones(4, 9)
+    policy.wte.weight.data *= 10
+    a, b = (forward_logprobs(policy, tokens, t, FLOAT32) for t in (1.0, 1.1))
+    with pytest.raises(UserError, match="temperature"):
+        check_ratio((shown(a, mask) - shown(b, mask)).exp(), torch.float32)
+
+
+def test_a_ratio_of_nan_is_stopped():
+    with pytest.raises(UserError):
+        check_ratio(torch.tensor([1.0, float("nan")]), torch.float32)
+
+
+def test_prompt_tokens_are_not_trained_on():
+    logits, tokens = torch.randn(1, 8, 12, requires_grad=True), torch.randint(12, (1, 8))
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0]])
+    new = token_logprobs(logits, tokens)
+    policy_loss(new, new.detach(), torch.ones(1, 8), mask).backward()
+    moved = (logits.grad[0].abs().sum(-1) > 0).nonzero().flatten().tolist()
+    assert moved == [2, 3, 4], f"the response at 3, 4, 5 is chosen by the logits at 2, 3, 4; gradient reached {moved}"
+
+
+# ---- one optimiser step ----
+
+def test_pretraining_gradient_is_added_once_and_times_gamma():
+    policy, text = tiny(), torch.randint(10, (3, 16))
+    tokens, mask = torch.randint(10, (4, 9)), torch.rand(4, 9) < 0.5
+    advantages, old = torch.randn(4, 9), forward_logprobs(policy, tokens, 1.0, FLOAT32).detach() + 0.05 * torch.randn(4, 9)
+
+    def gradient(*losses):
+        policy.zero_grad()
+        for loss in losses:     # as in ppo.py: each is run backward on its own, the gradients add up
+            loss().backward()
+        return torch.cat([p.grad.flatten().double() for p in policy.parameters()])
+
+    ppo = lambda: policy_loss(forward_logprobs(policy, tokens, 1.0, FLOAT32), old, advantages, mask)        # noqa: E731
+    for gamma in (1.0, 27.8):
+        both = gradient(ppo, lambda: gamma * lm_loss(policy(text), text))
+        assert torch.allclose(both, gradient(ppo) + gamma * gradient(lambda: lm_loss(policy(text), text)), atol=1e-6 * gamma)
+
+
+def test_pretraining_loss_predicts_the_next_token():
+    logits, text = torch.randn(2, 5, 7, dtype=torch.float32), torch.randint(7, (2, 5))
+    expected = torch.stack([cross_entropy(logits[b, t], text[b, t + 1]) for b in range(2) for t in range(4)]).mean()
+    assert torch.allclose(lm_loss(logits, text), expected), "the language model's targets are shifted"
+
+
+def test_ema_follows_its_formula_and_not_the_raw_weights():
+    policy, decay, steps = tiny(), 0.9, 7
+    average = copy.deepcopy(policy)
+    start = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    for p in policy.parameters():
+        p.data += 1.0
+    goal = {n: p.detach().clone() for n, p in policy.named_parameters()}
+    for _ in range(steps):
+        ema_update(average, policy, decay)
+    for name, p in average.named_parameters():
+        #   a_n = goal + decayⁿ (a_0 − goal): after 7 steps of .9, 48 % of the way is left
+        assert torch.allclose(p, goal[name] + decay**steps * (start[name] - goal[name]), atol=1e-5), "decay and 1 − decay are swapped"
+    for name, p in policy.named_parameters():
+        assert torch.equal(p, goal[name]), "the average leaks back into the policy"
+
+
+def test_gradients_are_clipped_before_the_step_and_cleared_after_it():
+    model = torch.nn.Linear(2, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=123.0)
+    before = model.weight.detach().clone()
+    model(torch.tensor([[30.0, 40.0]])).sum().backward()        # the gradient is (30, 40), of norm 50
+    assert abs(update(model, optimizer, lr=0.1) - 50) < 1e-3, "the norm is the one before clipping"
+    assert torch.allclose(before - model.weight, torch.tensor([[0.06, 0.08]]), atol=1e-6), "not clipped to norm 1, or clipped after the step"
+    assert model.weight.grad is None, "gradients pile up from step to step"
+
+
+def test_a_gradient_of_nan_is_not_stepped():
+    model = torch.nn.Linear(2, 1, bias=False)
+    before = model.weight.detach().clone()
+    model(torch.tensor([[float("nan"), 1.0]])).sum().backward()
+    with pytest.raises(UserError, match="NaN"):
+        update(model, torch.optim.SGD(model.parameters(), lr=0.1), lr=0.1)
+    assert torch.equal(model.weight, before), "NaN was written into the weights"
+
+
+# ---- a probe that needs everything at once ----
+
+def test_a_policy_learns_to_repeat_its_prompt():
+    # the prompt is one of four letters; the score is 1 if the answer's first token is that letter. Wrong columns anywhere, and it stays at chance
+    policy, critic = tiny(seed=1), tiny(ScalarGPT, seed=1)
+    reference = copy.deepcopy(policy)
+    adam, critic_adam = (torch.optim.Adam(m.parameters(), lr=1e-2) for m in (policy, critic))
+    settings = type("S", (), {"max_new_tokens": 3, "temperature": 1.0})
+    share = 0
+    for iteration in range(60):
+        rng = generator("repeat", iteration)
+        letters = torch.randint(4, (64,), generator=rng).tolist()
+        prompts = [[9] * (i % 3) + [letter] for i, letter in enumerate(letters)]
+        tokens, mask, lengths, _ = rollout(policy, prompts, settings, Ids, FLOAT32, rng)
+        first = torch.tensor([len(p) for p in prompts])[:, None]
+        scores = (tokens.gather(1, first) == tokens.gather(1, first - 1)).float().squeeze(1)
+        share = scores.mean().item()
+        with torch.no_grad():
+            old, ref = (forward_logprobs(m, tokens, 1.0, FLOAT32) for m in (policy, reference))
+            values = forward_values(critic, tokens, FLOAT32)
+        advantages, returns = gae(kl_rewards(scores, old, ref, mask, 0.01), values, mask)
+        white = masked_whiten(advantages, mask)
+        for _ in range(2):
+            policy_loss(forward_logprobs(policy, tokens, 1.0, FLOAT32), old, white, mask).backward()
+            value_loss(forward_values(critic, tokens, FLOAT32), values, returns, mask).backward()
+            update(policy, adam, 1e-2)
+            update(critic, critic_adam, 1e-2)
+    assert share > 0.9, f"after 60 iterations the policy repeats {share:.0%} of its prompts (chance {1 / 12:.0%})"

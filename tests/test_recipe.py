@@ -1,0 +1,388 @@
+"""
+The whole recipe: one run of `python ppo.py --size=smoke`, as a reader would start it, and what its files must hold.
+
+The tests of stopping and going on run the stages in this process, on a data folder of a few hundred lines that is
+written here by hand, as anybody could write their own.
+"""
+import importlib
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+import common
+import ppo
+from conftest import ROOT
+from data import UserError
+from test_cli import run_main
+from test_data import KINDS, SHARES, prepare
+
+STAGES = common.STAGES
+
+
+def python(*args, **more):
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, **more)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory):
+    """The folder of a finished smoke run. Nobody may change it; `copy` is for that."""
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    done = python("ppo.py", "--size=smoke", f"--out={out}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return out
+
+
+@pytest.fixture
+def copy(smoke, tmp_path):
+    shutil.copytree(smoke, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Stages take Ctrl-C over; give it back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+    torch.set_flush_denormal(False)
+
+
+def log_of(out, stage):
+    return common.read_log(os.path.join(out, stage + ".jsonl"))
+
+
+def equal(a, b):
+    """Whether two checkpoints' contents are the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+# ---- one command is the whole recipe ----
+
+def test_one_command_makes_every_stage(smoke):
+    for stage in STAGES:
+        checkpoint = common.load(str(smoke / f"{stage}.pt"))
+        assert checkpoint["stage"] == stage and checkpoint["config"]["size"] == "smoke"
+        assert not (smoke / f"{stage}.resume.pt").exists(), "the unfinished state of a finished stage is left behind"
+        for parent, was in checkpoint["parents"].items():
+            assert common.load(str(smoke / f"{parent}.pt"))["hash"] == was, f"{stage}.pt does not say which {parent}.pt it came from"
+    assert common.load(str(smoke / "ppo.pt"))["parents"].keys() == {"pretrain", "sft", "reward"}
+    assert not list(smoke.glob("*.tmp")), "temporary files are left behind"
+
+
+def test_summary_has_all_numbers_of_all_stages(smoke):
+    summary = json.loads((smoke / "summary.json").read_text())
+    assert summary["seed"] == 1337 and set(summary["seconds"]) >= set(STAGES)
+    for name in ("base", "sft", "ppo"):
+        row = summary[name]
+        for key in ("gold", "helpful", "honest", "harmless", "win_vs_sft", "kl", "length", "eos_fraction", "pretrain_loss"):
+            assert math.isfinite(row[key]), f"{name} has no {key}"
+            assert row["ci"][key] >= 0, f"the interval of {name}'s {key} is missing"
+        for key in ("gold", "helpful", "honest", "harmless", "win_vs_sft", "eos_fraction"):
+            assert 0 <= row[key] <= 1
+    assert summary["sft"]["win_vs_sft"] == 0.5 and summary["sft"]["kl"] == 0, "a model can't be better than itself, or far from itself"
+    assert (smoke / "curves.png").stat().st_size > 10_000, "no curves were drawn"
+
+
+def test_every_logged_line_is_consistent(smoke):
+    lines = log_of(smoke, "ppo")
+    assert [x["step"] for x in lines] == list(range(len(lines))) and len(lines) > 1
+    for x in lines:
+        total = x["objective/scores"] - x["objective/beta"] * x["objective/kl"]
+        assert abs(x["objective/rlhf_reward"] - total) < 1e-4, "mean score − β KL must be the mean total reward"
+        assert abs(x["objective/non_score_reward"] + x["objective/beta"] * x["objective/kl"]) < 1e-6
+        assert x["objective/entropy"] >= 0 and x["objective/kl_k3"] >= 0, "neither can be negative"
+        assert 0 <= x["policy/clipfrac_avg"] <= 1 and 0 <= x["val/clipfrac_avg"] <= 1 and 0 <= x["response/eos_fraction"] <= 1
+        assert x["loss/ptx_avg"] > 0, "ptx is on by default, its loss can't be 0"
+    assert lines[0]["objective/kl"] == 0, "before the first update policy and reference are the same network"
+    assert lines[-1]["objective/kl_k3"] > 0, "the reference has moved along with the policy, or the policy has not moved"
+    assert lines[-1]["episode"] == 16 * len(lines)
+
+
+def test_training_moved_what_it_should_and_nothing_else(smoke):
+    models = {s: common.load(str(smoke / f"{s}.pt"))["model"] for s in STAGES}
+    for a, b in (("pretrain", "sft"), ("sft", "ppo"), ("sft", "reward")):
+        name = "blocks.0.qkv.weight"
+        assert not torch.equal(models[a][name], models[b][name]), f"{b} is {a}: nothing was learnt"
+    assert models["reward"]["head.weight"].abs().max() > 0 and "head.weight" not in models["ppo"]
+
+
+def test_a_finished_stage_run_again_says_so_and_changes_nothing(smoke, capsys, monkeypatch):
+    monkeypatch.setattr(ppo, "run_stage", lambda *a: None)      # the table at the end is made above
+    before = {f.name: f.read_bytes() for f in smoke.glob("*.pt")}
+    for stage in STAGES:
+        run_main(stage, "--size=smoke", f"--out={smoke}")
+        assert f"{stage}.pt is finished" in capsys.readouterr().out
+    assert {f.name: f.read_bytes() for f in smoke.glob("*.pt")} == before
+
+
+# ---- checkpoints that don't fit ----
+
+def refused(out, stage="ppo", parents=("pretrain", "sft", "reward"), flags=()):
+    """What a stage says to the files in `out` when it starts."""
+    module = importlib.import_module(stage)
+    config = common.parse(module.Config, module.__doc__, module.SMOKE, ["--size=smoke", f"--out={out}", *flags])
+    with pytest.raises(UserError) as e:
+        common.Run(stage, config, parents).finished()
+        pytest.fail("it started, with a checkpoint that does not fit")
+    return str(e.value)
+
+
+@pytest.mark.parametrize("flag", ["--seed=7", "--size=tiny", "--data=chitchat"])
+def test_a_checkpoint_of_another_run_is_refused(smoke, flag, monkeypatch, village):
+    monkeypatch.setattr(common, "folder_of", lambda name: village)      # no other data set has to be prepared for this
+    said = refused(smoke, flags=[flag])
+    assert flag.split("=")[0] in said and "--fresh" in said, said
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused(copy):
+    content = common.load(str(copy / "sft.pt"))
+    common.save(str(copy / "sft.pt"), {**content, "vocab": "0123456789abcdef"})
+    assert "sft.pt" in refused(copy)
+
+
+def change_sft(out):
+    """As if SFT had been run again with other settings."""
+    content = common.load(str(out / "sft.pt"))
+    content["model"]["ln_f.weight"] += 0.01
+    common.save(str(out / "sft.pt"), {**content, "hash": common.digest(content["model"])})
+
+
+def test_a_finished_stage_whose_parent_has_changed_is_refused(copy):
+    change_sft(copy)
+    said = refused(copy, "reward", ["sft"])
+    assert "reward.pt" in said and "another sft" in said and "--fresh" in said, said
+
+
+def test_a_reward_model_of_another_sft_is_refused_by_ppo(copy):
+    change_sft(copy)
+    os.remove(copy / "ppo.pt")      # PPO has not been run yet, and would start from sft.pt and the older reward.pt
+    said = refused(copy)
+    assert "reward.pt" in said and "another sft" in said, said
+
+
+def test_a_checkpoint_that_is_cut_off_is_refused(copy):
+    whole = (copy / "reward.pt").read_bytes()
+    (copy / "reward.pt").write_bytes(whole[:len(whole) // 2])
+    said = refused(copy)
+    assert "reward.pt" in said and "cut off" in said, said
+
+
+def test_fresh_all_makes_everything_again(copy, monkeypatch):
+    started = []
+
+    def call(command, **more):
+        started.append((os.path.basename(command[1])[:-3], "all" if "--fresh=all" in command else "stage" if "--fresh" in command or "--fresh=stage" in command else ""))
+        return 0
+    monkeypatch.setattr(common.subprocess, "call", call)
+    for stage, parents in (("sft", ["pretrain"]), ("reward", ["sft"]), ("ppo", ["pretrain", "sft", "reward"])):
+        started.clear()
+        config = common.parse(ppo.Config, ppo.__doc__, ppo.SMOKE, ["--size=smoke", f"--out={copy}", "--fresh=all"])
+        common.Run(stage, config, parents)
+        again = {s for s, fresh in started if fresh}
+        for s, fresh in started:
+            again |= set(STAGES[:STAGES.index(s)]) if fresh == "all" else set()      # hands it on to those before
+        wanted = set(STAGES[:STAGES.index(stage)])
+        assert again >= wanted, f"{stage}.py --fresh=all started {started}: {', '.join(sorted(wanted - again))} would not be made again"
+
+
+# ---- stopping and going on, on data written by hand ----
+
+@pytest.fixture(scope="session")
+def little(tmp_path_factory, village):
+    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages finished)"""
+    folder = tmp_path_factory.mktemp("little") / "data"
+    folder.mkdir()
+    for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
+        shutil.copy(os.path.join(village, name), folder)
+    vocab, rng = common.Vocab(str(folder)), random.Random(0)
+    for name, n in (("train.bin", 300), ("val.bin", 40)):
+        ids = [i for text in prepare.documents(rng, n) for i in [*vocab.encode(text), vocab.eos]]
+        np.array(ids, dtype=np.uint16).tofile(folder / name)
+    with open(folder / "demonstrations.jsonl", "w") as d, open(folder / "prompts.jsonl", "w") as p:
+        for split, n in (("train", 160), ("heldout", 20)):
+            for kind, text, s in prepare.prompts(rng, n, split, SHARES):
+                d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
+                p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
+    out = folder.parent / "out"
+    for stage in STAGES:
+        run_little(stage, folder, out)
+    return folder, out
+
+
+FLAGS = {       # a few steps of each stage, with everything on that has a state to lose
+    "pretrain": ["--steps=6", "--batch=4", "--dropout=0.1"], "sft": ["--batch=32", "--epochs=2", "--dropout=0.1"],
+    "reward": ["--prompts=24", "--heldout=8", "--answers=3", "--batch=4"],
+    "ppo": ["--iterations=4", "--episodes=8", "--minibatches=2", "--epochs=2", "--adaptive_kl=0.001", "--eval_every=2", "--lr=1e-3"]}
+
+
+def run_little(stage, data, out, *flags):
+    module = importlib.import_module(stage)
+    if hasattr(module, "run_stage"):        # no table at the end
+        module.run_stage = lambda *a: None
+    run_main(stage, "--size=smoke", "--dtype=float32", f"--data={data}", f"--out={out}", *FLAGS[stage], *flags)
+
+
+def parents_only(stage, source, out):
+    shutil.copytree(source, out)
+    for name in STAGES[STAGES.index(stage):]:
+        for ending in (".pt", ".jsonl"):
+            (out / (name + ending)).unlink()
+    return out
+
+
+@pytest.mark.parametrize("stage, stop", [("pretrain", 3), ("sft", 4), ("reward", 2), ("ppo", 2)])
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(little, tmp_path, monkeypatch, capsys, stage, stop):
+    data, whole = little
+    out = parents_only(stage, whole, tmp_path / "out")
+    log = common.Run.log
+
+    def stop_there(run, step, metrics):
+        log(run, step, metrics)
+        if step == stop - 1:
+            run.interrupt()         # what Ctrl-C does
+    monkeypatch.setattr(common.Run, "log", stop_there)
+    with pytest.raises(SystemExit) as e:
+        run_little(stage, data, out)
+    assert e.value.code == 130 and "the same command goes on" in capsys.readouterr().err
+    assert (out / f"{stage}.resume.pt").exists() and not (out / f"{stage}.pt").exists()
+
+    monkeypatch.undo()
+    torch.manual_seed(99)           # another process would not have our random state either
+    run_little(stage, data, out)
+    assert f"at step {stop}" in capsys.readouterr().out
+    one, two = (common.load(str(folder / f"{stage}.pt")) for folder in (whole, out))
+    assert equal(one["model"], two["model"]), "the weights differ: something that the next step needs was not saved (optimiser? order of the data? β? EMA?)"
+    assert one["hash"] == two["hash"] and equal(one["results"], two["results"])
+    lines = [[{k: v for k, v in x.items() if "second" not in k} for x in log_of(folder, stage)] for folder in (whole, out)]
+    assert lines[0] == lines[1], "the log of the stopped run has other lines"
+
+
+def test_a_resumed_run_refuses_other_settings(little, tmp_path, monkeypatch):
+    data, whole = little
+    out = parents_only("pretrain", whole, tmp_path / "out")
+    monkeypatch.setattr(common.Run, "log", lambda run, step, metrics: step == 1 and run.interrupt())
+    with pytest.raises(SystemExit):
+        run_little("pretrain", data, out)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="lr"):
+        run_little("pretrain", data, out, "--lr=0.1")
+    run_little("pretrain", data, out, "--lr=0.1", "--fresh")        # this is what the sentence advises
+    assert common.load(str(out / "pretrain.pt"))["config"]["lr"] == 0.1
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(little, tmp_path):
+    data, _ = little
+    log = tmp_path / "out" / "pretrain.jsonl"
+    run = subprocess.Popen([sys.executable, os.path.join(ROOT, "pretrain.py"), "--size=smoke", "--steps=100000", f"--data={data}", f"--out={tmp_path / 'out'}"],
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and len(common.read_log(log)) < 3:
+        time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate()
+    assert run.returncode == 130, err
+    assert "the same command goes on from step" in err and "Traceback" not in err, err
+    content = common.load(str(tmp_path / "out" / "pretrain.resume.pt"))
+    assert content["step"] == len(common.read_log(log)) >= 3, "the state and the log are not of the same step"
+
+
+# ---- what ppo.py does with its own functions: looking over its shoulder ----
+
+@pytest.fixture
+def spied(little, tmp_path, monkeypatch):
+    """Run PPO with flags, recording all calls of its pure functions → {name: [(arguments, result)]}, log, checkpoint."""
+    data, whole = little
+
+    def run(*flags):
+        calls = {name: [] for name in ("kl_rewards", "gae", "masked_whiten", "policy_loss", "value_loss", "token_logprobs")}
+
+        def spy(name, function):
+            def wrapper(*args):
+                result = function(*args)
+                calls[name].append((args, result))
+                return result
+            return wrapper
+        with monkeypatch.context() as m:
+            for name in calls:
+                m.setattr(ppo, name, spy(name, getattr(ppo, name)))
+            out = parents_only("ppo", whole, tmp_path / ("out" + "".join(flags).replace("/", "")))
+            run_little("ppo", data, out, *flags)
+        return calls, log_of(out, "ppo"), common.load(str(out / "ppo.pt"))
+    return run
+
+
+def test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once(spied):
+    calls, _, _ = spied("--iterations=1", "--episodes=8", "--minibatches=2", "--epochs=2", "--micro=2")
+    assert len(calls["masked_whiten"]) == 1, "whitening is over the whole rollout, never per minibatch or microbatch"
+    (advantages, returns), = [result for _, result in calls["gae"]]
+    (given, mask), white = calls["masked_whiten"][0]
+    assert given is advantages, "not the advantages are whitened, or not the whole batch of them"
+    assert torch.allclose(ppo.masked_mean(white, mask), torch.tensor(0.0), atol=1e-5)
+    values = calls["gae"][0][0][1]
+    assert torch.allclose(returns, torch.where(mask, advantages + values, 0.0)), "returns were computed from whitened advantages"
+
+    assert len(calls["policy_loss"]) == len(calls["value_loss"]) == 2 * 4, "two epochs of two minibatches of two microbatches"
+    old = calls["kl_rewards"][0][0][1]
+    frozen = {"old log-probabilities": (old, "policy_loss", 1), "advantages": (white, "policy_loss", 2), "old values": (values, "value_loss", 1), "returns": (returns, "value_loss", 2)}
+    for what, (whole, name, i) in frozen.items():
+        rows = [ppo.shown(row, m) for row, m in zip(whole, mask)]
+        for args, _ in calls[name]:
+            for row, m in zip(args[i], args[3]):
+                row = torch.nn.functional.pad(ppo.shown(row, m), (0, mask.size(1) - len(row)))
+                assert any(torch.equal(row, r) for r in rows), f"{what} were computed again inside the epochs"
+                assert not args[i].requires_grad, f"a gradient flows into {what}"
+
+
+def test_logged_kl_and_reward_follow_their_formulas(spied):
+    calls, log, _ = spied()
+    for (args, rewards), line in zip(calls["kl_rewards"], log, strict=True):
+        scores, logprobs, ref, mask, beta = args
+        k1 = torch.where(mask, logprobs - ref, 0.0).double()
+        k3 = (-k1).exp() - 1 + k1
+        assert abs(line["objective/kl"] - k1.sum(1).mean()) < 1e-5, "k1 = log π − log π_ref: summed over tokens, mean over answers"
+        assert abs(line["objective/kl_k3"] - k3.sum(1).mean()) < 1e-5, "k3 = exp(−k1) − 1 + k1; with the other sign it is not an estimate of this KL"
+        assert abs(line["objective/scores"] - scores.mean()) < 1e-6 and line["objective/beta"] == beta
+        assert abs(line["objective/rlhf_reward"] - rewards.sum(1).mean()) < 1e-5
+        entropy = -torch.where(mask, logprobs, 0.0).sum(1).mean()
+        assert abs(line["objective/entropy"] - entropy) < 1e-3
+    assert log[1]["objective/beta"] == common_beta(log[0]["objective/beta"], log[0]["objective/kl"]), "the controller must see this iteration's KL, and act on the next"
+
+
+def common_beta(beta, kl):
+    return ppo.adapt_beta(beta, kl, 0.001, 8)
+
+
+def test_microbatches_change_nothing(spied):
+    one, two = (spied("--iterations=1", "--episodes=8", "--minibatches=1", "--epochs=1", "--ptx_coef=0", f"--micro={n}") for n in (0, 3))
+    for name in one[2]["model"]:
+        assert torch.allclose(one[2]["model"][name], two[2]["model"][name], atol=1e-6), f"{name} depends on how a minibatch is split"
+    for key, value in one[1][0].items():
+        if key.startswith(("loss/", "policy/", "val/", "objective/")):
+            assert abs(value - two[1][0][key]) < 1e-4, f"{key} depends on how a minibatch is split"
+
+
+def test_gamma_zero_leaves_pretraining_text_out(spied):
+    calls, log, _ = spied("--iterations=1", "--ptx_coef=0")
+    assert log[0]["loss/ptx_avg"] == 0
+    assert {args[1].size(1) for args, _ in calls["token_logprobs"]} != {128}
+
+
+def test_an_answer_as_long_as_the_block_is_scored(spied):
+    # 128 is the block: prompts of up to 40 tokens and 88 new ones just fit
+    data_longest = max(len(common.Vocab(f).prompt(r["prompt"])) for f in [os.path.join(ROOT, "data", "village")] for r in [])
+    spied(f"--max_new_tokens={128 - data_longest}", "--iterations=1")
