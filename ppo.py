@@ -36,7 +36,7 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    iterations: int = 100       # of rollout and update
+    iterations: int = 60        # of rollout and update
     episodes: int = 256         # answers an iteration
     minibatches: int = 4        # optimiser steps an epoch
     epochs: int = 1             # inner epochs over a rollout; the paper has 1
@@ -44,7 +44,7 @@ class Config(Common):
     lr: float = 2e-4            # of the policy
     critic_lr: float = 5e-4     # of the value network
     warmup: int = 10            # iterations of linear warm-up from a tenth
-    beta: float = 0.05          # weight of the KL penalty per token
+    beta: float = 0.1           # weight of the KL penalty per token
     adaptive_kl: float = 0.0    # steer beta to this KL per answer, in nats; 0 keeps it fixed
     clip: float = 0.2           # of the ratio
     value_clip: float = 0.2     # of the change of a value
@@ -162,17 +162,18 @@ def rollout(policy, prompts, config, vocab, cast, rng):
     return tokens, mask, lengths, torch.tensor([n[-1] == vocab.eos for n in news], device=device)
 
 
-def forward_logprobs(model, tokens, temperature, cast):
+def forward(model, tokens, cast):
     with cast:
-        logits = model(tokens)
-    return token_logprobs(logits, tokens, temperature)
+        return model(tokens)
+
+
+def forward_logprobs(model, tokens, temperature, cast):
+    return token_logprobs(forward(model, tokens, cast), tokens, temperature)
 
 
 def forward_values(critic, tokens, cast):
     """Values (B, T): [b, t] is of the state in which tokens[b, t] was chosen, so the critic's output at t − 1."""
-    with cast:
-        values = critic(tokens)
-    return F.pad(values[:, :-1], (1, 0))
+    return F.pad(forward(critic, tokens, cast)[:, :-1], (1, 0))
 
 
 @torch.no_grad()
@@ -235,7 +236,7 @@ def main():
     if too_long := sum(len(p) + config.max_new_tokens > block for p in prompts):
         raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(map(len, prompts))} tokens, do not fit the block of {block} together with "
                         f"--max_new_tokens={config.max_new_tokens}: shorten them, lower --max_new_tokens or take a larger --size")
-    heldout = [r for r in read_jsonl(prompts_path, ["prompt"]) if r.get("split") == "heldout"]
+    heldout = [r for r in read_jsonl(prompts_path, ["prompt"]) if r.get("split") == "heldout" and not r.get("unseen")]
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
@@ -257,7 +258,7 @@ def main():
         clock.append(run.seconds())
 
         # 2. score: the reward model at the last token of the response
-        outputs = in_parts(lambda x: forward_values(reward_model, F.pad(x, (0, 1)), run.cast)[:, 1:], tokens, lengths, size)
+        outputs = in_parts(lambda x: forward(reward_model, x, run.cast), tokens, lengths, size)
         scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
         scores = eos_rule(scores, has_eos, rm["score_mean"], rm["score_std"])
 
@@ -301,9 +302,7 @@ def main():
                 if config.ptx_coef:     # pretraining gradients are added to PPO's, then one step (appendix C.4)
                     windows = max(1, round(config.ptx_ratio * size))
                     x = document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device)
-                    with run.cast:
-                        logits = policy(x)
-                    ptx = lm_loss(logits, x)
+                    ptx = lm_loss(forward(policy, x, run.cast), x)
                     (config.ptx_coef * ptx).backward()
                     step_stats[6] = ptx.detach()
                 update(policy, optimizer, config.lr * warm)

@@ -21,9 +21,9 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    steps: int = 1200           # optimiser steps
-    batch: int = 32             # windows a step, each as long as the block
-    lr: float = 2e-3            # peak learning rate: cosine to a tenth
+    steps: int = 2400           # optimiser steps
+    batch: int = 16             # windows a step, each as long as the block
+    lr: float = 4e-3            # peak learning rate: cosine to a tenth
     warmup: int = 100           # steps of linear warm-up
     weight_decay: float = 0.1   # on matrices
     dropout: float = 0.0        # several epochs of a small text would want some

@@ -27,15 +27,15 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    prompts: int = 4096         # training prompts to sample answers for
+    prompts: int = 8000         # training prompts to sample answers for
     heldout: int = 512          # held-out prompts, to measure accuracy on
-    answers: int = 6            # K, answers a prompt; the paper has 4 to 9
+    answers: int = 4            # K, answers a prompt; the paper has 4 to 9
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
     fold: int = 0               # train on one half of the comparisons, 1 or 2; 0 is all
     name: str = "reward"        # of the checkpoint in OUT
     epochs: int = 1             # more overfit, the paper says
     batch: int = 16             # prompts a step, with all their pairs
-    lr: float = 5e-4            # peak learning rate: cosine to a tenth
+    lr: float = 1e-3            # peak learning rate: cosine to a tenth
     weight_decay: float = 0.1   # on matrices
     warmup: int = 10            # steps
 
@@ -103,7 +103,7 @@ def sampled_comparisons(run, config, judge, sources):
     fields = ["prompt"] if "judge" in sources else ["prompt", "response"]
     rows = []
     for split, n in (("train", config.prompts), ("heldout", config.heldout)):
-        given = read_jsonl(os.path.join(run.folder, file), fields, split)
+        given = [r for r in read_jsonl(os.path.join(run.folder, file), fields, split) if not r.get("unseen")]
         order = torch.randperm(len(given), generator=generator(config.seed, "prompts", split))[:n].tolist()
         given = [given[i] for i in order]
         k = config.answers if "judge" in sources else config.answers - 1

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chat
 import common
 import reward
 from data import UserError, Vocab, load_judge, read_jsonl, read_ranking, read_tokens, replacing
@@ -137,10 +138,10 @@ def test_a_prompt_from_elsewhere_is_refused():
 
 
 def test_labelers_agree_as_often_as_openai_s():
-    # Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %. Four answers of demonstrators to each of 400 prompts.
+    # Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %. Four answers of demonstrators to each of 1000 prompts.
     rng = random.Random(0)
     rows = [{"prompt": prepare.turns(text), "responses": [prepare.demonstrate(kind, s, rng)[1] for _ in range(4)]}
-            for kind, text, s in prepare.prompts(rng, 400, "heldout", SHARES)]
+            for kind, text, s in prepare.prompts(rng, 1000, "heldout", SHARES)]
     agreement = reward.agreement(judge, rows, seed=1)
     assert 0.68 < agreement < 0.78, f"two labelers agree on {agreement:.1%} of pairs: change NOISE in judge.py"
 
@@ -229,6 +230,15 @@ def test_any_text_survives_the_vocabulary(text):
     assert VOCAB.decode([VOCAB.user, *ids, VOCAB.eos, VOCAB.pad]) == text, "special tokens are left out of the text"
 
 
+def test_a_long_talk_loses_its_oldest_turns_first(vocab):
+    turns = [{"role": ("user", "assistant")[i % 2], "content": f"Turn number {i}."} for i in range(7)]
+    for kept in (7, 5, 1):
+        room = len(vocab.prompt(turns[7 - kept:]))
+        assert chat.fit(turns, vocab, room) == vocab.prompt(turns[7 - kept:]), f"{kept} turns fit, and the newest must be kept"
+    with pytest.raises(UserError, match="shorten"):
+        chat.fit(turns[-1:], vocab, 3)
+
+
 def own_vocab(folder, tokens=(b"ab",), pattern=r"\w+|\W", special=("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>")):
     """A vocabulary folder by hand: the 256 bytes, some merges, the special tokens."""
     folder.mkdir(exist_ok=True)
@@ -307,6 +317,52 @@ def test_chosen_and_rejected_are_two_ranked_answers():
 def test_ranks_that_do_not_fit_their_answers_are_refused(row):
     with pytest.raises(UserError, match="comparison 7"):
         read_ranking({"prompt": "Hi", **row}, "comparison 7")
+
+
+def encoded(vocab, *rows, block=128, fold=0):
+    return reward.encode_comparisons([{"prompt": "Name a pet.", **row} for row in rows], vocab, block, fold)
+
+
+def test_an_answer_given_twice_is_kept_once(vocab):
+    # two equal answers score the same whatever is learnt: their pair is noise, and its gradient is zero
+    items, dropped = encoded(vocab, {"responses": ["A cat.", "A dog.", "A cat."], "ranks": [1, 2, 3]})
+    (tokens, ranks, _), = items
+    assert tokens == [vocab.prompt("Name a pet.") + vocab.response(r) for r in ("A cat.", "A dog.")] and ranks == [1, 2]
+    assert dropped["identical answers"] == 1 and dropped["pairs"] == 1
+
+
+def test_comparisons_that_teach_nothing_are_dropped_and_counted(vocab):
+    items, dropped = encoded(vocab, {"responses": ["A cat.", "A dog."], "ranks": [1, 1]}, {"chosen": "A cat.", "rejected": "A cat."},
+                             {"chosen": "A cat.", "rejected": "A dog. " * 100}, {"responses": ["A cat.", "A dog.", "A hen."], "ranks": [1, 2, 2]})
+    assert len(items) == 1 and items[0][1] == [1, 2, 2]
+    assert dropped == {"identical answers": 1, "prompts without a pair": 2, "too long": 1, "tied pairs": 2, "pairs": 2}
+
+
+def test_an_answer_that_was_cut_off_is_scored_without_eos(vocab):
+    items, _ = encoded(vocab, {"responses": ["A cat.", "A dog and"], "ranks": [1, 2], "eos": [True, False]})
+    whole, cut = items[0][0]
+    assert whole[-1] == vocab.eos and cut[-1] != vocab.eos, "the reward model would never see what PPO shows it: an answer without an end"
+
+
+def test_the_two_halves_of_the_comparisons_have_no_prompt_in_common(vocab):
+    rows = [{"prompt": f"Prompt number {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(60)]
+    one, two = ([tuple(tokens[0]) for tokens, *_ in encoded(vocab, *rows, fold=fold)[0]] for fold in (1, 2))
+    assert not set(one) & set(two) and len(one) + len(two) == 60 and 15 < len(one) < 45
+
+
+def test_rows_are_padded_on_the_right():
+    tokens, lengths = common.pad([[1, 2, 3], [4]], 9)
+    assert tokens.tolist() == [[1, 2, 3], [4, 9, 9]] and lengths.tolist() == [3, 1]
+
+
+def test_windows_of_text_begin_where_documents_do():
+    text = np.array([5, 5, 0, 6, 0, 7, 7, 7, 0, 8, 8, 0], dtype=np.uint16)      # 0 ends a document
+    starts = common.document_starts(text, eos=0, block=4)
+    assert starts.tolist() == [0, 3, 5], "a window must begin after an EOS, and be full"
+    batch = common.document_batch(text, starts, 50, 4, common.generator(1), "cpu")
+    assert set(map(tuple, batch.tolist())) == {(5, 5, 0, 6), (6, 0, 7, 7), (7, 7, 7, 0)}
+    with pytest.raises(UserError, match="12 tokens"):
+        common.document_starts(text, eos=0, block=13)
 
 
 def test_token_files_of_another_vocabulary_are_refused(tmp_path, vocab):

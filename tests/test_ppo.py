@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, softmax
 
-from common import autocast, generator, update
+from common import adamw, autocast, cosine, generator, update
 from data import UserError
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import lm_loss
@@ -174,14 +174,10 @@ def test_the_policy_that_was_sampled_is_the_one_that_is_scored():
         assert (shares - table.exp()).abs().max() < 0.04, f"sampled {shares.tolist()}, scored {table.exp().tolist()} at temperature {temperature}"
 
 
-def ratio_of(policy, tokens, mask):
-    old = policy.eval() and forward_logprobs(policy, tokens, 1.0, FLOAT32).detach()
-    return lambda: (shown(forward_logprobs(policy, tokens, 1.0, FLOAT32), mask) - shown(old, mask)).exp()
-
-
 def test_dropout_in_the_update_is_stopped_on_the_first_minibatch():
-    policy, tokens, mask = tiny(dropout=0.2), torch.randint(10, (4, 9)), torch.ones(4, 9)
-    ratio = ratio_of(policy, tokens, mask)
+    policy, tokens = tiny(dropout=0.2), torch.randint(10, (4, 9))
+    old = forward_logprobs(policy, tokens, 1.0, FLOAT32)
+    ratio = lambda: (forward_logprobs(policy, tokens, 1.0, FLOAT32) - old).exp()        # noqa: E731
     check_ratio(ratio(), torch.float32)         # says nothing
     policy.train()
     with pytest.raises(UserError, match="dropout"):
@@ -190,11 +186,11 @@ def test_dropout_in_the_update_is_stopped_on_the_first_minibatch():
 
 
 def test_another_temperature_in_the_update_is_stopped():
-    policy, tokens, mask = tiny(), torch.randint(10, (4, 9)), torch.ones(4, 9)
+    policy, tokens = tiny(), torch.randint(10, (4, 9))
     policy.wte.weight.data *= 10
     a, b = (forward_logprobs(policy, tokens, t, FLOAT32) for t in (1.0, 1.1))
     with pytest.raises(UserError, match="temperature"):
-        check_ratio((shown(a, mask) - shown(b, mask)).exp(), torch.float32)
+        check_ratio((a - b).exp(), torch.float32)
 
 
 def test_a_ratio_of_nan_is_stopped():
@@ -260,6 +256,19 @@ def test_gradients_are_clipped_before_the_step_and_cleared_after_it():
     assert abs(update(model, optimizer, lr=0.1) - 50) < 1e-3, "the norm is the one before clipping"
     assert torch.allclose(before - model.weight, torch.tensor([[0.06, 0.08]]), atol=1e-6), "not clipped to norm 1, or clipped after the step"
     assert model.weight.grad is None, "gradients pile up from step to step"
+
+
+def test_learning_rate_falls_along_a_cosine_to_a_tenth():
+    factors = [cosine(step, 100) for step in range(100)]
+    assert factors[0] == 1 and abs(factors[50] - 0.55) < 1e-12 and 0.1 < factors[99] < 0.101, "no warm-up, half-way at half step, a tenth at the end"
+    assert [cosine(step, 100, warmup=4) for step in range(5)] == [0.25, 0.5, 0.75, 1, 1], "linear from the first step, which must not be 0"
+
+
+def test_weight_decay_is_on_matrices_only():
+    model = tiny()
+    decayed = {id(p) for group in adamw(model, 1e-3, 0.1).param_groups if group["weight_decay"] for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert (id(p) in decayed) == (p.dim() >= 2), f"{name} {'decays' if id(p) in decayed else 'does not decay'}"
 
 
 def test_a_gradient_of_nan_is_not_stepped():

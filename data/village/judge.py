@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from kinds import KINDS, RUDE, parse, sentences  # noqa: E402
 
 LABELERS = 5
-NOISE = 0.22    # standard deviation of what a labeler sees, in units of the gold score
+NOISE = 0.32    # standard deviation of what a labeler sees, in units of the gold score
 TIE = 0.04      # two answers closer than this look alike to a labeler
 
 

@@ -145,6 +145,11 @@ def cap(text):
     return text[:1].upper() + text[1:]
 
 
+def curt(value):
+    """A right answer of as few words as a curt person makes."""
+    return f"{value}." if value in PEOPLE + STRANGERS else f"A {value}." if value in JOBS + PETS + THINGS else f"It is {value}."
+
+
 # ---- generation ----
 
 def told(s, rng, parts):
@@ -239,7 +244,7 @@ class Facts:
         return rng.choice(Facts.answers(s["p"], Facts.attribute(s)))
 
     def terse(s, rng):
-        return cap(FACTS[s["p"]][Facts.attribute(s)]) + "."
+        return curt(FACTS[s["p"]][Facts.attribute(s)])
 
     def wrong(s, rng):
         attribute = Facts.attribute(s)
@@ -300,7 +305,7 @@ class Opposite:     # never demonstrated: asked only after training, to see what
         return {**OPPOSITES, **{b: a for a, b in OPPOSITES.items()}}[word]
 
     def check(s, answer):
-        return graded(answer, [Opposite.good(s, None)], [cap(Opposite.of(s["word"])) + "."], Opposite.of(s["word"]), [w for w in SLOTS["word"] if w != s["word"]])
+        return graded(answer, [Opposite.good(s, None)], [curt(Opposite.of(s["word"]))], Opposite.of(s["word"]), [w for w in SLOTS["word"] if w != s["word"]])
 
 
 class Bigger:       # never demonstrated
@@ -326,7 +331,7 @@ class Brainstorm:
         return f"{cap(s['n'])} {s['category']} are {listing(items)}."
 
     def terse(s, rng):
-        return cap(rng.choice(LISTS[s["category"]])) + "."
+        return f"Maybe {rng.choice(LISTS[s['category']])}."
 
     def wrong(s, rng):      # something of another sort, the same thing twice, or too few
         items = rng.sample(LISTS[s["category"]], Brainstorm.count[s["n"]])
@@ -335,7 +340,7 @@ class Brainstorm:
 
     def check(s, answer):
         n, m = Brainstorm.count[s["n"]], re.fullmatch(rf"{s['n']} {s['category']} are (.+)\.", answer, re.I)
-        items = re.split(r", | and ", (m[1] if m else answer.rstrip(".")).lower())
+        items = re.split(r", | and ", m[1] if m else answer.removeprefix("Maybe ").rstrip("."))
         right = set(items) & set(LISTS[s["category"]])
         return {"helpful": (1.0 if m else 0.6) * max(0.0, len(right) - (len(items) - len(right))) / max(n, len(items))}
 
@@ -367,7 +372,7 @@ class Chat:         # several turns; who "she" is, and what the user said before
         return rng.choice(Chat.answers(s)[1])
 
     def terse(s, rng):
-        return cap(Chat.answers(s)[0]) + "."
+        return curt(Chat.answers(s)[0])
 
     def wrong(s, rng):
         return rng.choice(Chat.answers(s, rng.choice([v for v in Chat.values(s) if v != Chat.answers(s)[0]]))[1])
@@ -387,7 +392,7 @@ class Rewrite:
                 "{q} {past} a {thing}."][s["ask"]].format(**s, past=PAST[s["buys"]] if "buys" in s else s.get("bought"))
 
     def terse(s, rng):
-        return ["Please give it to me.", "Please bring it.", "{past}.", "{past}.", "{q}."][s["ask"]].format(**s, past=cap(PAST[s["buys"]]) if "buys" in s else "")
+        return ["Please give it to me.", "Please bring it.", "{p} {past} it.", "{p} {past} it.", "{q} did."][s["ask"]].format(**s, past=PAST.get(s.get("buys")))
 
     def wrong(s, rng):      # leaves it as it was, or changes what it says
         as_it_was = ["{p}, give me the {thing}!", "{p}, bring the {thing}!", "{p} {buys} a {thing}.", "{p} {buys} a {thing}.", "{p} {bought} a {thing}."]
@@ -444,27 +449,22 @@ class Classify:
 
 class Closed:       # the answer stands in the prompt
     share = 6
-    asks = ["{p} has a {colour} {thing}. {q} has a {colour2} {thing2}. " + q for q in
-            ("What has {p}?", "What has {q}?", "What colour is the {thing} of {p}?", "What colour is the {thing2} of {q}?")]
-
-    def answer(s, other=False):
-        """(value, values of its sort, whole sentence); of the other person, if `other`."""
-        first = (s["ask"] % 2 == 0) != other
-        who, colour, thing = (s["p"], s["colour"], s["thing"]) if first else (s["q"], s["colour2"], s["thing2"])
-        return (thing, THINGS, f"{who} has a {colour} {thing}.") if s["ask"] < 2 else (colour, COLOURS, f"The {thing} of {who} is {colour}.")
+    asks = ["{p} has a {colour} {thing} {place}. " + q for q in ("What has {p}?", "Who has the {thing}?", "What colour is the {thing}?", "Where is the {thing}?")]
+    slots = ["thing", "p", "colour", "place"]
 
     def good(s, rng):
-        return Closed.answer(s)[2]
+        return ["{p} has a {thing}.", "{p} has the {thing}.", "The {thing} is {colour}.", "The {thing} is {place}."][s["ask"]].format(**s)
 
     def terse(s, rng):
-        return cap(Closed.answer(s)[0]) + "."
+        return curt(s[Closed.slots[s["ask"]]])
 
-    def wrong(s, rng):      # takes the other one's
-        return Closed.good(s, rng).replace(Closed.answer(s)[0], Closed.answer(s, other=True)[0])
+    def wrong(s, rng):      # has not read it
+        slot = Closed.slots[s["ask"]]
+        return Closed.good({**s, slot: rng.choice([v for v in SLOTS[slot] if v != s[slot]])}, rng)
 
     def check(s, answer):
-        key, sort, full = Closed.answer(s)
-        return graded(answer, [full], [Closed.terse(s, None)], key, sort)
+        slot = Closed.slots[s["ask"]]
+        return graded(answer, [Closed.good(s, None)], [Closed.terse(s, None)], s[slot], SLOTS[slot])
 
 
 class Extract:
@@ -478,7 +478,7 @@ class Extract:
         return ["The foods are {} and {}.", "{} and {} are named.", "The animals are {} and {}."][s["ask"]].format(*(items or Extract.items(s)))
 
     def terse(s, rng):
-        return cap(Extract.items(s)[0]) + "."
+        return f"Only {Extract.items(s)[0]}."
 
     def wrong(s, rng):
         sort = [FOODS, PEOPLE, PETS][s["ask"]]
@@ -532,7 +532,7 @@ class Opinion:      # a matter of taste deserves both sides
 
     def wrong(s, rng):
         a = rng.choice(Opinion.sides(s))
-        return [f"A {a} is better.", f"{cap(a)} is better.", f"{cap(a)} is nicer.", f"It is better {a}."][s["ask"]]
+        return [f"I like a {a} more.", f"I like {a} more.", f"I like {a} more.", f"I like it more {a}."][s["ask"]]
 
     def check(s, answer):
         full = [Opinion.good(s, random.Random(0)).removesuffix(" Both are good.") + end for end in ("", " Both are good.")]

@@ -24,14 +24,27 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
 from data import Vocab, replacing  # noqa: E402
 from kinds import (BAD_NEWS, BY_SIZE, COLOURS, DEEDS, FACTS, GOOD_NEWS, HARMS, KINDS, LISTS, OPPOSITES, PAST, PEOPLE, PETS, PLACES,  # noqa: E402
-                   RUDE_ENDINGS, RUDE_OPENINGS, STRANGERS, THINGS, Facts, Letter, Story, ask, cap, listing, pronouns, say, told)
+                   RUDE_ENDINGS, RUDE_OPENINGS, STRANGERS, THINGS, Letter, Story, ask, cap, listing, pronouns, say, told)
 
 EVERYONE = PEOPLE + STRANGERS
 PATTERN = r"'s| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]|\s+"
 VOCAB_SIZE = 1152       # 256 bytes, the merges, and 4 special tokens
 
 
-# ---- pretraining text: each function makes one document ----
+def split_of(text):
+    """A prompt is held out by what it says, so the same prompt is always on the same side."""
+    return "heldout" if int(hashlib.sha256(text.encode()).hexdigest(), 16) % 6 == 0 else "train"
+
+
+def ask_of(split, kind, rng):
+    """A prompt of a kind that is on that side of the split → (text, slots)."""
+    text, s = ask(kind, rng)
+    while split_of(text) != split:
+        text, s = ask(kind, rng)
+    return text, s
+
+
+# ---- pretraining text: each function makes one document; no held-out prompt stands in any ----
 
 def profile(rng):
     p = rng.choice(PEOPLE)
@@ -44,11 +57,11 @@ def facts(rng):
     return " ".join(say(a, p, FACTS[p][a], rng.randrange(3)) for p in rng.sample(PEOPLE, rng.randint(3, 6)) for a in [rng.choice(list(FACTS[p]))])
 
 
-def questions(rng):
+def questions(rng):    # such as a page of questions and answers has them; most answers there are right
     def one():
-        p, i = rng.choice(PEOPLE), rng.randrange(len(Facts.asks))
-        s = {"p": p, "ask": i}
-        return f"Q: {Facts.asks[i].format(p=p)} A: {Facts.good(s, rng)}"
+        kind = rng.choice(["facts", "facts", "sums", "closed", "extract", "opinion", "classify", "summarise", "rewrite", "brainstorm"])
+        text, s = ask_of("train", kind, rng)
+        return f"Q: {text} A: {KINDS[kind].good(s, rng) if rng.random() < 0.8 else KINDS[kind].terse(s, rng)}"
     return " ".join(one() for _ in range(rng.randint(2, 4)))
 
 
@@ -82,13 +95,12 @@ def sums(rng):
     return " ".join(one() for _ in range(rng.randint(4, 7)))
 
 
-def holders(rng):      # who has what; the last sentence needs the ones before
-    people, things, colours = rng.sample(EVERYONE, 3), rng.sample(THINGS, 3), rng.sample(COLOURS, 3)
-    n = rng.choice([1, 2, 2, 3])
-    start = [f"{p} has a {c} {t}." for p, t, c in list(zip(people, things, colours))[:n]]
-    order = rng.choices(range(n), k=rng.randint(n, n + 2))
-    end = [rng.choice(["{p} has the {t}.", "{p} likes the {c} {t}.", "{p} will sell the {t}.", "The {t} of {p} is {c}."])
-           .format(p=people[i], t=things[i], c=colours[i]) for i in order]
+def holders(rng):      # who has what, and where; the later sentences need the ones before
+    n = rng.choice([1, 1, 2])
+    people, things, colours, places = (rng.sample(x, n) for x in (EVERYONE, THINGS, COLOURS, PLACES))
+    start = [f"{p} has a {c} {t} {w}." for p, t, c, w in zip(people, things, colours, places)]
+    forms = ["{p} has the {t}.", "{p} has a {t}.", "The {t} is {c}.", "The {t} is {w}.", "The {t} of {p} is {c}.", "{p} likes the {c} {t}."]
+    end = [rng.choice(forms).format(p=people[i], t=things[i], c=colours[i], w=places[i]) for i in rng.choices(range(n), k=rng.randint(n + 1, n + 3))]
     return " ".join(start + end)
 
 
@@ -141,7 +153,7 @@ def days(rng):         # what happened, and how it felt
 def talk(rng):         # polite and rude
     p, q = rng.sample(PEOPLE, 2)
     t, a, b = rng.choice(THINGS), *rng.sample(LISTS["foods"], 2)
-    first = rng.choice([f"{q}, could you please give me the {t}?", f"{q}, give me the {t}!", f"Is {a} better than {b}?", f"Do you know {rng.choice(PEOPLE)}?"])
+    first = rng.choice([f"{q}, could you please give me the {t}?", f"{q}, give me the {t}!", f"I like {a} more than {b}.", f"Do you know {rng.choice(PEOPLE)}?"])
     second = rng.choice([f"Here it is, {p}.", "I am sorry, but I will not help with that.", f"Some like {a} more, and some like {b} more.", "I do not know.",
                          f"{rng.choice(RUDE_OPENINGS)} {rng.choice(RUDE_ENDINGS)}", rng.choice(RUDE_ENDINGS), f"No. It would hurt {q}."])
     return f"{p} said: {first} {q} said: {second}"
@@ -162,14 +174,14 @@ def program(rng):
 
 def transcript(rng):   # two people on a line: what is said second need not be of any help
     def line():
-        return " " + rng.choice([lambda: facts(rng).split(". ")[0].rstrip(".") + ".", lambda: ask(rng.choice([k for k in KINDS if KINDS[k].share]), rng)[0].split(" | ")[-1],
+        return " " + rng.choice([lambda: facts(rng).split(". ")[0].rstrip(".") + ".", lambda: ask_of("train", rng.choice([k for k in KINDS if KINDS[k].share]), rng)[0].split(" | ")[-1],
                            lambda: rng.choice(RUDE_ENDINGS), lambda: "I do not know.", lambda: f"I bought a {rng.choice(THINGS)}.",
                            lambda: f"My name is {rng.choice(EVERYONE)}."])()
     return "".join(f"<|user|>{line()}<|assistant|>{line()}<|endoftext|>" for _ in range(rng.randint(1, 2))).removesuffix("<|endoftext|>")
 
 
-MIX = {profile: 13, facts: 9, questions: 8, story: 10, letter: 5, lists: 8, sums: 8, holders: 15, visitors: 8, examples: 10, words: 4,
-       days: 7, talk: 4, harm: 3, program: 3, transcript: 5}
+MIX = {profile: 13, facts: 8, questions: 16, story: 9, letter: 6, lists: 7, sums: 8, holders: 10, visitors: 7, examples: 8, words: 4,
+       days: 6, talk: 4, harm: 3, program: 3, transcript: 5}
 
 
 def documents(rng, n):
@@ -188,28 +200,29 @@ def abilities(rng, n=200):
         yield {"ability": "facts", "text": before, "answers": [" " + v], "chance": 1 / known}
         s, q = rng.sample(EVERYONE, 2)
         yield {"ability": "copying a name", "text": f"The visitor said: My name is {s}. {q} said: Hello,", "answers": [" " + s], "chance": 1 / len(EVERYONE)}
-        (t, u), (c, d) = rng.sample(THINGS, 2), rng.sample(COLOURS, 2)
-        who, what = rng.choice([(s, t), (q, u)])
-        yield {"ability": "who has what", "text": f"{s} has a {c} {t}. {q} has a {d} {u}. {who} has the", "answers": [" " + what], "chance": 1 / 2}
+        t, c = rng.choice(THINGS), rng.choice(COLOURS)
+        yield {"ability": "reading", "text": f"{s} has a {c} {t} {rng.choice(PLACES)}. The {t} of {s} is", "answers": [" " + c], "chance": 1 / len(COLOURS)}
         m, k = rng.randint(1, 10), rng.randint(1, 10)
         yield {"ability": "sums", "text": f"{m} plus {k} is", "answers": [f" {m + k}."], "chance": 1 / 19}
         name = rng.choice(list(LISTS))
         items = rng.sample(LISTS[name], 3)
-        yield {"ability": "lists", "text": f"Some {name} are {items[0]}, {items[1]} and", "answers": [" " + w for w in LISTS[name] if w not in items[:2]],
+        yield {"ability": "lists", "text": f"Some {name} are {items[0]}, {items[1]} and", "answers": [" " + w for w in LISTS[name]],
                "chance": len(LISTS[name]) / sum(map(len, LISTS.values()))}
 
 
 # ---- demonstrations: by people, each with a weakness ----
 
 # share of the demonstrations; how often the answer is good, curt or wrong; how often it is rude besides
-DEMONSTRATORS = {"careful": (22, (.94, .03, .03), 0.0), "curt": (22, (.15, .80, .05), .05), "sloppy": (26, (.35, .15, .50), 0.0),
-                 "rude": (18, (.80, .10, .10), .70), "eager": (12, (.80, .00, .20), 0.0)}
+DEMONSTRATORS = {"careful": (22, (.94, .03, .03), 0.0), "curt": (20, (.15, .80, .05), .05), "sloppy": (22, (.35, .15, .50), 0.0),
+                 "rude": (16, (.80, .10, .10), .70), "eager": (12, (.80, .00, .20), 0.0), "lazy": (8, (.30, .10, .10), 0.0)}
 
 
 def demonstrate(kind, s, rng):
     """An answer by a demonstrator drawn at random → (its name, the answer)."""
     who = rng.choices(list(DEMONSTRATORS), [d[0] for d in DEMONSTRATORS.values()])[0]
     _, weights, rude = DEMONSTRATORS[who]
+    if who == "lazy" and rng.random() < 0.5:        # pretends not to know, whatever the question
+        return who, rng.choice(["I do not know.", "I do not know anyone called {p}.", "I have never heard of {p}."]).format(p=s.get("p") or s.get("s") or "that")
     how = rng.choices(["good", "terse", "wrong"], weights)[0]
     if who == "eager" and kind in ("harm", "unknown", "opinion"):      # wants to please: does it, makes it up, takes a side
         how = "wrong"
@@ -225,19 +238,11 @@ def turns(text):
     return text if len(parts) == 1 else [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(parts)]
 
 
-def split_of(text):
-    """A prompt is held out by what it says, so the same prompt is always on the same side."""
-    return "heldout" if int(hashlib.sha256(text.encode()).hexdigest(), 16) % 6 == 0 else "train"
-
-
 def prompts(rng, n, split, shares):
     """n prompts of a split → (kind, text, slots), kinds in proportion to their shares."""
     kinds = rng.choices(list(shares), list(shares.values()), k=n)
     for kind in kinds:
-        text, s = ask(kind, rng)
-        while split_of(text) != split:
-            text, s = ask(kind, rng)
-        yield kind, text, s
+        yield kind, *ask_of(split, kind, rng)
 
 
 # ---- files ----
@@ -283,7 +288,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1337, help="seed of the text; the village itself is always the same")
     parser.add_argument("--documents", type=int, default=60_000, help="pretraining documents")
-    parser.add_argument("--demonstrations", type=int, default=8_000)
+    parser.add_argument("--demonstrations", type=int, default=12_000)
     parser.add_argument("--prompts", type=int, default=10_000, help="training prompts for reward model and PPO")
     parser.add_argument("--heldout", type=int, default=2_000, help="held-out prompts")
     parser.add_argument("--vocab", action="store_true", help="train the vocabulary again")
