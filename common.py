@@ -79,7 +79,10 @@ def parse(cls, doc, smoke=None, argv=None):
         raise UserError(f"--size={config.size}: there are {', '.join(SIZES)}" + (f"; did you mean {near[0]}?" if near else ""))
     if config.fresh not in ("", "stage", "all"):
         raise UserError(f"--fresh={config.fresh}: give --fresh or --fresh=all")
-    config.out = config.out or os.path.join("out", os.path.basename(os.path.normpath(config.data)))
+    config.data = os.path.normpath(config.data)
+    if os.path.dirname(config.data) == "data":
+        config.data = os.path.basename(config.data)
+    config.out = config.out or os.path.join("out", os.path.basename(config.data))
     config.given = set(given)
     return config
 
@@ -284,9 +287,14 @@ class Run:
         self.path = os.path.join(config.out, self.name + ".pt")
         self.unfinished = os.path.join(config.out, self.name + ".resume.pt")
         self.log_path = os.path.join(config.out, self.name + ".jsonl")
-        self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, time.time()
         os.makedirs(config.out, exist_ok=True)
-        self.parents = {p: self.parent(p) for p in parents}
+        if config.fresh == "all" and parents:       # the last parent's own run makes those before it
+            run_stage(parents[-1], config)
+            config.fresh = "stage"
+        self.parents = {}
+        for p in parents:
+            self.parents[p] = self.parent(p)
+        self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, time.time()
         if config.fresh:
             for path in (self.path, self.unfinished, self.log_path):
                 if os.path.exists(path):
@@ -296,13 +304,11 @@ class Run:
         """The finished checkpoint of an earlier stage; made first if it is not there."""
         base = stage == "pretrain" and self.config.base
         path = base or os.path.join(self.config.out, stage + ".pt")
-        if base or os.path.exists(path) and self.config.fresh != "all":
+        if base or os.path.exists(path):
             checkpoint = load(path)
             self.check(path, checkpoint, ("size", "vocab") if base else ("seed", "size", "data", "vocab"))
             return checkpoint
         run_stage(stage, self.config)
-        if self.config.fresh == "all":
-            self.config.fresh = "stage"      # what comes before has been redone
         return load(path)
 
     def check(self, path, checkpoint, keys):
@@ -310,11 +316,11 @@ class Run:
         ours = {**vars(self.config), "vocab": self.vocab.hash}
         theirs = {**checkpoint["config"], "vocab": checkpoint["vocab"]}
         for key in keys:
-            if theirs.get(key) != ours[key]:
-                raise UserError(f"{path} was made with --{key}={theirs.get(key)}, this run has {ours[key]}: "
-                                f"give the same, another --out, or --fresh=all to make everything again")
+            if theirs.get(key) != ours.get(key):
+                raise UserError(f"{path} was made with --{key}={theirs.get(key)}, this run has {ours.get(key)}: "
+                                f"give the same, another --out, or --fresh (this stage) or --fresh=all (everything) to make it again")
         for parent, was in checkpoint["parents"].items():
-            now = getattr(self, "parents", {}).get(parent)
+            now = self.parents.get(parent)
             if now and now["hash"] != was:
                 raise UserError(f"{path} came from another {parent} than the one there is now: "
                                 f"run {checkpoint['stage']}.py with --fresh, or give another --out")
@@ -333,7 +339,7 @@ class Run:
         step = 0
         if os.path.exists(self.unfinished):
             checkpoint = load(self.unfinished)
-            self.check(self.unfinished, checkpoint, ["seed", "size", "data", "vocab", *sorted(self.config.given - {"fresh", "out", "device", "base"})])
+            self.check(self.unfinished, checkpoint, ["vocab", *sorted(set(checkpoint["config"]) - {"fresh", "out", "device", "base"})])
             step, self.before = checkpoint["step"], checkpoint["seconds"]
             for name, part in parts.items():
                 part.update(checkpoint["model"][name]) if isinstance(part, dict) else part.load_state_dict(checkpoint["model"][name])
@@ -400,8 +406,8 @@ def run_stage(stage, config, *flags):
     """Run a stage's script with this run's common flags, in a process of its own."""
     common = [f"--{f.name}={getattr(config, f.name)}" for f in dataclasses.fields(Common)
               if f.name != "fresh" and getattr(config, f.name) != f.default]
-    if config.fresh == "all" and stage != STAGES[0]:
-        common.append("--fresh=all")
+    if config.fresh == "all":
+        common.append("--fresh=all" if stage != STAGES[0] else "--fresh")
     print(f"\n==== {stage} ====", flush=True)
     before = signal.signal(signal.SIGINT, lambda *_: None)     # Ctrl-C is the child's to handle
     here = os.path.dirname(os.path.abspath(__file__))

@@ -81,6 +81,8 @@ def attention(q, k, v, mask=None):
     """As plain_attention, by the fused kernel wherever that is the faster one."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:     # its backward there is five times slower than the plain one's
         return plain_attention(q, k, v, mask)
+    if mask is None and q.size(-2) < k.size(-2):        # the kernel's own causal mask puts the first query at the first key
+        return plain_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
 
 
@@ -185,6 +187,14 @@ class GPT(Trunk):
     @torch.no_grad()
     def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None):
         """As `generate`, but yields (row numbers, their new tokens) after each step, for rows not yet finished."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield from self._stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator)
+        finally:
+            self.train(was_training)
+
+    def _stream(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator):
         c, device = self.config, self.wte.weight.device
         lengths = [len(p) for p in prompts]
         if not prompts or max_new_tokens <= 0:
@@ -197,9 +207,6 @@ class GPT(Trunk):
                              f"the block of {c.block_size}: shorten it or ask for fewer")
         if temperature < 0:
             raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
-        was_training = self.training
-        self.eval()
-
         # one uniform number for each row and step, drawn at once: a row's noise is its own
         noise_device = generator.device if generator is not None else "cpu"
         noise = torch.rand(B, max_new_tokens, generator=generator, device=noise_device).to(device)
@@ -238,7 +245,6 @@ class GPT(Trunk):
                 column = P + t
                 mask = seen[:, None, None, :column + 1]
                 x = self.hidden(new[:, None], (column - pads)[:, None], [(*kv, column) for kv in caches], mask)[:, -1]
-        self.train(was_training)
 
     @classmethod
     def from_pretrained(cls, folder, vocab_size=None):
@@ -249,14 +255,15 @@ class GPT(Trunk):
         Raises FileNotFoundError, or ValueError naming the first weight that is missing or of another shape.
         """
         config, weights = read_hf_gpt2(folder)
-        config.vocab_size = max(vocab_size or 0, config.vocab_size)
+        rows = config.vocab_size
+        config.vocab_size = max(vocab_size or 0, rows)
         model = cls(config)
         state = model.state_dict()
         for ours, theirs, transpose in hf_names(config):
             if theirs not in weights:
                 raise ValueError(f"{folder}: no weight named {theirs}; is this a GPT-2 checkpoint?")
             w = weights[theirs].t() if transpose else weights[theirs]
-            target = state[ours][:len(w)] if ours == "wte.weight" else state[ours]
+            target = state[ours][:rows] if ours == "wte.weight" else state[ours]
             if w.shape != target.shape:
                 raise ValueError(f"{folder}: {theirs} has shape {tuple(w.shape)}, config.json asks for {tuple(target.shape)}")
             target.copy_(w)
@@ -270,11 +277,14 @@ class ScalarGPT(Trunk):
         super().__init__(config)
         self.head = nn.Linear(config.n_embd, 1)
         nn.init.zeros_(self.head.weight)        # so the first ranking loss is ln 2 exactly
+        nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(()))      # subtracted from the output: see reward.py
 
     def forward(self, tokens):
         """tokens (B, T) → (B, T) float32: a number about the sequence up to and including each token."""
-        return self.head(self.hidden(tokens)).squeeze(-1).float() - self.shift
+        x = self.hidden(tokens)
+        with torch.autocast(x.device.type, enabled=False):      # scores in steps of 1/64 would tie
+            return self.head(x.float()).squeeze(-1) - self.shift
 
     def score(self, tokens, lengths):
         """tokens (B, T) right-padded, lengths (B,) of real tokens → (B,): the number at the last real token."""

@@ -125,7 +125,7 @@ def gae(rewards, values, mask, gamma=1.0, lam=0.95):
 
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip=0.2):
     """Mean over the mask of max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)), ρ = π / π_old (Schulman et al. 2017, eq. 7)."""
-    ratio = (shown(logprobs, mask) - shown(old_logprobs, mask)).exp()
+    ratio = (shown(logprobs, mask) - shown(old_logprobs, mask)).clamp(max=60).exp()     # e^60 is clipped anyway, an infinite ratio is NaN
     advantages = shown(advantages, mask)
     return masked_mean(torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask)
 

@@ -139,6 +139,10 @@ def read_jsonl(path, fields, split=None):
         for field in fields:
             if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
                 raise UserError(f'{path}, line {n}: expected an object with "{field}", found {line.strip()[:60]}')
+        if not isinstance(row.get("response", ""), str):
+            raise UserError(f'{path}, line {n}: "response" must be a string, found {row["response"]!r}')
+        if "chosen" in row or "responses" in row:
+            read_ranking(row, f"{path}, line {n}")
         if "prompt" in row:
             check_prompt(row["prompt"], f"{path}, line {n}")
         if row.get("split", "train") not in ("train", "heldout"):
@@ -166,8 +170,12 @@ def check_prompt(prompt, where):
 def read_ranking(row, where="a comparison"):
     """A line of comparisons.jsonl → (responses, ranks); {"chosen", "rejected"} is K = 2."""
     if "chosen" in row:
+        if not isinstance(row["chosen"], str) or not isinstance(row.get("rejected"), str):
+            raise UserError(f'{where}: "chosen" and "rejected" must both be strings')
         return [row["chosen"], row["rejected"]], [1, 2]
     responses, ranks = row["responses"], row.get("ranks")
+    if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
+        raise UserError(f'{where}: "responses" must be a list of strings')
     if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(isinstance(r, int) and r >= 1 for r in ranks):
         raise UserError(f'{where}: "ranks" must have a whole number from 1 for each of the {len(responses)} responses, found {ranks}')
     return responses, ranks
@@ -201,7 +209,9 @@ def folder_of(name):
         names = sorted(d for d in os.listdir(os.path.join(ROOT, "data")) if os.path.exists(os.path.join(ROOT, "data", d, "prepare.py")))
         raise UserError(f"--data={name}: no folder data/{name}; there are: {', '.join(names)}")
     script = os.path.join(folder, "prepare.py")
-    if os.path.exists(script) and not all(os.path.exists(os.path.join(folder, f)) for f in ("train.bin", "val.bin", "prompts.jsonl")):
+    made = [os.path.join(folder, f) for f in ("train.bin", "val.bin", "demonstrations.jsonl", "prompts.jsonl")]
+    sources = [os.path.join(folder, f) for f in os.listdir(folder) if f.endswith(".py")]
+    if os.path.exists(script) and (not all(map(os.path.exists, made)) or max(map(os.path.getmtime, sources)) > min(map(os.path.getmtime, made))):
         print(f"preparing the data in {os.path.relpath(folder)} …", flush=True)
         if subprocess.call([sys.executable, script]):
             raise UserError(f"{os.path.relpath(script)} failed; its own message is above")
