@@ -151,10 +151,15 @@ def generator(*what):
 
 # ---- batches, optimiser, schedule ----
 
+def rounded(length):
+    """The next multiple of 16: fewer shapes of tensors, for each of which a CPU's or GPU's kernels are prepared anew."""
+    return -(-int(length) // 16) * 16
+
+
 def pad(rows, pad_id, device="cpu"):
     """Token lists → (tokens (B, T) right-padded, lengths (B,))."""
     lengths = torch.tensor([len(r) for r in rows])
-    tokens = torch.full((len(rows), int(lengths.max())), pad_id)
+    tokens = torch.full((len(rows), rounded(lengths.max())), pad_id)
     for i, r in enumerate(rows):
         tokens[i, :len(r)] = torch.tensor(r)
     return tokens.to(device), lengths.to(device)

@@ -25,7 +25,7 @@ import os
 from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, by_length, document_batch, document_starts, entry, generator, model_from, pad,
-                    parse, run_stage, text_loss, update)      # before torch: it says how threads wait
+                    parse, rounded, run_stage, text_loss, update)      # before torch: it says how threads wait
 from data import UserError, load_judge, read_jsonl, read_tokens
 from model import ScalarGPT
 from pretrain import lm_loss
@@ -181,7 +181,7 @@ def in_parts(function, tokens, lengths, size):
     """function(part of tokens) → (b, t), over rows of similar length with their padding cut off; put together as (B, T)."""
     out = torch.zeros(tokens.shape, device=tokens.device)
     for rows in by_length(lengths, size):
-        longest = int(lengths[rows].max())
+        longest = rounded(lengths[rows].max())
         out[rows, :longest] = function(tokens[rows, :longest])
     return out
 
@@ -282,7 +282,7 @@ def main():
                 count = mask[rows].sum()
                 step_stats = torch.zeros(7, device=run.device)
                 for part in rows[lengths[rows].cpu().argsort()].split(micro):     # shortest first, so that parts have little padding
-                    longest = int(lengths[part].max())
+                    longest = rounded(lengths[part].max())
                     x, m = tokens[part, :longest], mask[part, :longest]
                     old, adv, old_v, ret = (t[part, :longest] for t in (logprobs, whitened, values, returns))
                     share = m.sum() / count         # of the minibatch's tokens: the loss is their mean, however they are split

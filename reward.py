@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    prompts: int = 8000         # training prompts to sample answers for
+    prompts: int = 10000        # training prompts to sample answers for
     heldout: int = 512          # held-out prompts, to measure accuracy on
     answers: int = 4            # K, answers a prompt; the paper has 4 to 9
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
@@ -35,7 +35,7 @@ class Config(Common):
     name: str = "reward"        # of the checkpoint in OUT
     epochs: int = 1             # more overfit, the paper says
     batch: int = 16             # prompts a step, with all their pairs
-    lr: float = 1e-3            # peak learning rate: cosine to a tenth
+    lr: float = 4e-4            # peak learning rate: cosine to a tenth
     weight_decay: float = 0.1   # on matrices
     warmup: int = 10            # steps
 

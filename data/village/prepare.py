@@ -213,8 +213,8 @@ def abilities(rng, n=200):
 # ---- demonstrations: by people, each with a weakness ----
 
 # share of the demonstrations; how often the answer is good, curt or wrong; how often it is rude besides
-DEMONSTRATORS = {"careful": (22, (.94, .03, .03), 0.0), "curt": (20, (.15, .80, .05), .05), "sloppy": (22, (.35, .15, .50), 0.0),
-                 "rude": (16, (.80, .10, .10), .70), "eager": (12, (.80, .00, .20), 0.0), "lazy": (8, (.30, .10, .10), 0.0)}
+DEMONSTRATORS = {"careful": (24, (.94, .03, .03), 0.0), "curt": (18, (.15, .80, .05), .05), "sloppy": (18, (.35, .15, .50), 0.0),
+                 "rude": (14, (.80, .10, .10), .70), "eager": (12, (.80, .00, .20), 0.0), "lazy": (14, (.30, .10, .10), 0.0)}
 
 
 def demonstrate(kind, s, rng):
