@@ -11,10 +11,8 @@ import os
 import time
 from dataclasses import dataclass
 
-from common import STAGES, Common, autocast, entry, generator, load, model_from, parse, pick_device, pick_dtype      # before torch
+from common import STAGES, Common, autocast, entry, generator, load, model_from, parse, pick_device, pick_dtype
 from data import UserError, Vocab, folder_of
-
-import torch
 
 
 @dataclass

@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-from common import (STAGES, Common, Run, by_length, document_starts, entry, generator, model_from, pad, parse, read_log,
+from common import (STAGES, Common, Run, document_starts, entry, generator, model_from, pad, parse, read_log,
                     run_stage, text_loss, load)      # before torch: it says how threads wait
 from data import UserError, load_judge, read_jsonl, read_tokens, replacing
 from model import ScalarGPT

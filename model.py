@@ -12,7 +12,7 @@ real token ever sees a PAD; what is computed at PADs is dropped by the losses' m
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 import torch.nn as nn

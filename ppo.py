@@ -20,7 +20,6 @@ the state it was chosen in, its reward, its advantage. The mask is 1 on response
 Left out: whitened rewards, entropy bonus, discounting by default, a shared trunk for policy and critic.
 """
 import copy
-import math
 import os
 from dataclasses import dataclass
 
