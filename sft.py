@@ -24,8 +24,8 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    epochs: int = 5             # passes over the demonstrations
-    batch: int = 64             # demonstrations a step
+    epochs: int = 4             # passes over the demonstrations
+    batch: int = 32             # demonstrations a step
     lr: float = 1e-3            # peak learning rate: cosine to a tenth, no warm-up
     weight_decay: float = 0.1   # on matrices
     dropout: float = 0.0        # on embeddings and residual branches; the paper has 0.2 and 16 epochs
