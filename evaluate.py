@@ -159,6 +159,12 @@ def main():
     print(f"{'':15s}" + "".join(f"{name:>16s}" for name in models))
     for key in keys:
         print(f"{key:15s}" + "".join(f"{summary[n][key]:9.3f} ±{summary[n]['ci'][key]:5.3f}" for n in models))
+    if judge:
+        shown_how = [r for r in read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"]) if r.get("split") == "heldout"]
+        mean, ci = mean_ci([judge.gold(r["prompt"], r["response"])["gold"] for r in shown_how])
+        if mean is not None:
+            summary["demonstrators"] = {"gold": mean, "ci": {"gold": ci}}
+            print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on {len(shown_how):,} held-out prompts")
     kinds = summary["sft"]["by_kind"]
     if len(kinds) > 1:
         never = {r["kind"] for r in unseen}
