@@ -26,6 +26,8 @@ class Config(Common):
 
 def fit(turns, vocab, room):
     """Token ids of a conversation, its oldest turns dropped in pairs until it fits `room`. Raises UserError if the last alone does not."""
+    if room < 3:
+        raise UserError("--max_new_tokens leaves no room for a prompt in the model's block: lower it")
     while len(ids := vocab.prompt(turns)) > room:
         if len(turns) < 3:
             raise UserError(f"the message has {len(ids)} tokens, there is room for {room}: shorten it, or lower --max_new_tokens")
@@ -51,6 +53,8 @@ def reply(model, turns, vocab, config, cast, rng, prefix=""):
 
 def main():
     config = parse(Config, __doc__)
+    if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
+        raise UserError("--temperature and --top_k can't be negative, --top_p lies above 0 and up to 1")
     there = [s for s in STAGES if s != "reward" and os.path.exists(os.path.join(config.out, s + ".pt"))]
     stages = config.stage.split(",") if config.stage else there[-1:]
     if not stages:

@@ -36,7 +36,7 @@ STAGES = ["pretrain", "sft", "reward", "ppo"]
 @dataclasses.dataclass
 class Common:
     data: str = "village"    # a folder under data/, or a path
-    out: str = ""            # folder for checkpoints and logs; empty: out/<data>
+    out: str = ""            # folder for checkpoints and logs; empty: out/<data>, and out/<data>-smoke for that size
     seed: int = 1337         # of everything drawn at random
     device: str = "auto"     # cuda, mps or cpu; auto takes the first of these that is there
     dtype: str = "auto"      # float32 or bfloat16; auto takes bfloat16 where the device multiplies it fast
@@ -82,8 +82,11 @@ def parse(cls, doc, smoke=None, argv=None):
     config.data = os.path.normpath(config.data)
     if os.path.dirname(config.data) == "data":
         config.data = os.path.basename(config.data)
-    config.out = config.out or os.path.join("out", os.path.basename(config.data))
+    config.out = config.out or os.path.join("out", os.path.basename(config.data) + ("-smoke" if config.size == "smoke" else ""))
     config.given = set(given)
+    for name in ("steps", "batch", "epochs", "episodes", "minibatches", "iterations", "eval_every", "max_new_tokens", "lr"):
+        if getattr(config, name, 1) <= 0:
+            raise UserError(f"--{name}={getattr(config, name)} must be above 0")
     return config
 
 
@@ -198,7 +201,7 @@ def document_starts(tokens, eos, block):
 
 @torch.no_grad()
 def text_loss(model, tokens, starts, block, device, cast, rows=256):
-    """Mean next-token loss over the first documents of a held-out text, in nats a token; (mean, standard error over windows)."""
+    """Mean next-token loss over windows spread through a held-out text, in nats a token; (mean, standard error over windows)."""
     at = starts[torch.linspace(0, len(starts) - 1, min(rows, len(starts))).long()]
     losses = []
     for part in at.split(32):
@@ -250,15 +253,16 @@ def save(path, content):
 def load(path, stage=None):
     """The content of a checkpoint file, on the CPU. Raises UserError if it is missing, cut off or something else."""
     if not os.path.exists(path):
-        script = f"; python {stage}.py makes it" if stage in STAGES else ""
-        raise UserError(f"{path} is missing{script}")
+        raise UserError(f"{path} is missing" + (f"; python {stage}.py makes it" if stage in STAGES else ""))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         content["stage"], content["model"]
-        return content
     except Exception as e:
         raise UserError(f"{path} can't be read as a checkpoint of this project ({type(e).__name__}): it may be cut off; "
                         f"delete it and run its stage again") from None
+    if stage and not content["stage"].startswith(stage):
+        raise UserError(f"{path} is a checkpoint of {content['stage']}, not of {stage}")
+    return content
 
 
 def model_from(checkpoint, cls=None):
@@ -293,24 +297,19 @@ class Run:
         self.unfinished = os.path.join(config.out, self.name + ".resume.pt")
         self.log_path = os.path.join(config.out, self.name + ".jsonl")
         os.makedirs(config.out, exist_ok=True)
-        if config.fresh == "all" and parents:       # the last parent's own run makes those before it
+        if config.fresh == "all" and parents and not (config.base and parents[-1] == "pretrain"):      # the last parent's own run makes those before it
             run_stage(parents[-1], config)
-            config.fresh = "stage"
         self.parents = {}
         for p in parents:
             self.parents[p] = self.parent(p)
         self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, time.time()
-        if config.fresh:
-            for path in (self.path, self.unfinished, self.log_path):
-                if os.path.exists(path):
-                    os.remove(path)
 
     def parent(self, stage):
         """The finished checkpoint of an earlier stage; made first if it is not there."""
         base = stage == "pretrain" and self.config.base
         path = base or os.path.join(self.config.out, stage + ".pt")
         if base or os.path.exists(path):
-            checkpoint = load(path)
+            checkpoint = load(path, stage)
             self.check(path, checkpoint, ("size", "vocab") if base else ("seed", "size", "data", "vocab"))
             return checkpoint
         run_stage(stage, self.config)
@@ -332,7 +331,7 @@ class Run:
 
     def finished(self):
         """The checkpoint of this stage if it is done already, else None."""
-        if not os.path.exists(self.path):
+        if self.config.fresh or os.path.exists(self.unfinished) or not os.path.exists(self.path):
             return None
         checkpoint = load(self.path)
         self.check(self.path, checkpoint, ["seed", "size", "data", "vocab", *sorted(self.config.given - {"fresh", "out", "device", "base"})])
@@ -342,6 +341,8 @@ class Run:
     def resume(self, **parts):
         """Load the unfinished state into `parts` (things with load_state_dict, or dicts) → the step to go on from, 0 if none."""
         step = 0
+        if self.config.fresh and os.path.exists(self.unfinished):
+            os.remove(self.unfinished)      # the finished checkpoint stays until the new one replaces it
         if os.path.exists(self.unfinished):
             checkpoint = load(self.unfinished)
             self.check(self.unfinished, checkpoint, ["vocab", *sorted(set(checkpoint["config"]) - {"fresh", "out", "device", "base"})])

@@ -105,6 +105,8 @@ def main():
     if "sft" not in stages:
         raise UserError(f"--stages={config.stages}: sft must be among them, it is what the others are compared with")
     config.fresh = ""
+    if config.prompts < 1:
+        raise UserError(f"--prompts={config.prompts}: at least one is needed")
     run = Run("evaluate", config, parents=stages)
     vocab, judge = run.vocab, load_judge(run.folder)
     models = {NAMES.get(s, s): model_from(run.parents[s]).to(run.device) for s in stages}
@@ -179,15 +181,14 @@ def main():
         for name in models:
             print(f"    {name:5s} {points[name][i]:5.2f}  {answers[name][i]}")
 
+    if len(stages) < 3:
+        return      # summary.json and curves.png are of a whole run
     path = os.path.join(config.out, "summary.json")
     with replacing(path) as f:
         json.dump(summary, f, indent=1)
-    print(f"\nwrote {path}", end="")
-    if "ppo" in stages:
-        figure = os.path.join(config.out, "curves.png")
-        curves(config.out, figure)
-        print(f" and {figure}", end="")
-    print(f"; {', '.join(f'{s} {t:.0f} s' for s, t in summary['seconds'].items())}, {sum(summary['seconds'].values()) / 60:.1f} minutes in all")
+    figure = os.path.join(config.out, "curves.png")
+    curves(config.out, figure)
+    print(f"\nwrote {path} and {figure}; {', '.join(f'{s} {t:.0f} s' for s, t in summary['seconds'].items())}, {sum(summary['seconds'].values()) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":

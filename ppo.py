@@ -239,7 +239,7 @@ def main():
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    state = {"beta": config.beta, "episode": 0}
+    state = {"beta": config.beta, "episode": 0, "kl": 0.0}
     size = config.episodes // config.minibatches
     micro = config.micro or size
 
@@ -313,7 +313,7 @@ def main():
         # 6. what happened, by TRL's names
         kl = shown(logprobs - ref_logprobs, mask)
         k1, k3 = kl.sum(1).mean().item(), shown(torch.expm1(-kl) + kl, mask).sum(1).mean().item()
-        state["episode"] += config.episodes
+        state["episode"], state["kl"] = state["episode"] + config.episodes, k1
         names = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/clipfrac_avg", "val/ratio", "loss/ptx_avg"]
         metrics = {
             "episode": state["episode"], "objective/kl": k1, "objective/kl_k3": k3, "objective/beta": beta,
@@ -337,7 +337,7 @@ def main():
             progress.write(f"iteration {iteration + 1}: " + ", ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
         run.checkpoint(iteration + 1, policy=policy, critic=critic, average=average, optimizer=optimizer, critic_optimizer=critic_optimizer, state=state)
 
-    run.finish(average, {"kl": k1, "beta": state["beta"]})
+    run.finish(average, {"kl": state["kl"], "beta": state["beta"]})
     run_stage("evaluate", config, *evaluation)
 
 

@@ -1,7 +1,7 @@
 """
 Stage 2: the reward model. Ranked answers in, a network that scores an answer with one number out.
 
-    python reward.py                       # samples answers from sft.pt, has them ranked, trains: about a minute
+    python reward.py                       # samples answers from sft.pt, has them ranked, trains: about two minutes
     python reward.py --sources=file        # trains on the folder's comparisons.jsonl, without sampling
     python reward.py --answers=9 --epochs=2
 
@@ -92,8 +92,8 @@ def sample_answers(model, prompts, run, k, label):
 def sampled_comparisons(run, config, judge, sources):
     """Sample answers from the SFT model and rank them → rows as in comparisons.jsonl, written to OUT as well."""
     path = os.path.join(config.out, "comparisons.jsonl")
-    of = f"{run.parents['sft']['hash']} {config.prompts} {config.heldout} {config.answers} {sources} {config.seed}"
-    if os.path.exists(path) and config.fresh != "all":
+    of = f"{run.parents['sft']['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
+    if os.path.exists(path) and not config.fresh:
         rows = read_jsonl(path, ["prompt", "responses", "ranks"])
         if rows[0].get("of") == of:
             print(f"taking the answers sampled before, from {path}")
@@ -221,6 +221,8 @@ def main():
         sources = "judge" if judge else "demonstrations+file" if os.path.exists(file) else "demonstrations"
     if bad := set(sources.split("+")) - {"judge", "demonstrations", "file"}:
         raise UserError(f"--sources={sources}: {', '.join(bad)} is not one of judge, demonstrations, file")
+    if {"judge", "demonstrations"} <= set(sources.split("+")):
+        raise UserError(f"--sources={sources}: answers are ranked either by the judge or against demonstrations, not both")
     if "judge" in sources and not judge:
         raise UserError(f"--sources={sources}: {run.folder} has no judge.py; use file or demonstrations")
     torch.manual_seed(config.seed)

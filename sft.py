@@ -1,7 +1,7 @@
 """
 Stage 1: supervised fine-tuning. Prompts with demonstrations in, a model that answers out (Ouyang et al. 2022, section 3.5).
 
-    python sft.py                            # under a minute on two CPU cores
+    python sft.py                            # about two minutes on two CPU cores
     python sft.py --epochs=16 --dropout=0.2  # the paper's
     python sft.py --pick_by=reward.pt        # keep the epoch whose answers that reward model likes best
 
@@ -112,7 +112,11 @@ def main():
     heldout = encode_demonstrations(held_rows, vocab, block, path)
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    reward_model = model_from(load(os.path.join(config.out, config.pick_by), "reward")).to(run.device) if config.pick_by else None
+    reward_model = None
+    if config.pick_by:
+        checkpoint = load(os.path.join(config.out, config.pick_by), "reward")
+        run.check(config.pick_by, checkpoint, ("size", "vocab"))
+        reward_model = model_from(checkpoint).to(run.device)
     optimizer = adamw(model, config.lr, config.weight_decay)
     per_epoch = -(-len(train) // config.batch)
     steps = per_epoch * config.epochs

@@ -22,7 +22,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 class UserError(Exception):
-    """Something in a data folder is missing or wrong; the message names the file, the line and the remedy."""
+    """Something that the user can mend; the message names the file or flag, what is wrong, and the remedy."""
 
 
 @contextlib.contextmanager
@@ -50,6 +50,8 @@ class Vocab:
     def __init__(self, folder):
         path = os.path.join(folder, "vocab.json")
         spec = read_json(path)
+        if not isinstance(spec, dict) or not isinstance(spec.get("special"), dict):
+            raise UserError(f'{path}: expected an object with "special", see data/README.md')
         if missing := {"<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"} - set(spec.get("special", ())):
             raise UserError(f'{path}: "special" lacks {", ".join(sorted(missing))}')
         if spec.get("name") == "gpt2":
@@ -109,6 +111,8 @@ def read_ranks(path):
             for n, line in enumerate(f, 1):
                 token, rank = line.split()
                 ranks[base64.b64decode(token)] = int(rank)
+        if not ranks:
+            raise UserError(f"{path} is empty; see data/README.md")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; see data/README.md") from None
     except ValueError:
@@ -176,8 +180,8 @@ def read_ranking(row, where="a comparison"):
     responses, ranks = row["responses"], row.get("ranks")
     if not isinstance(responses, list) or not all(isinstance(r, str) for r in responses):
         raise UserError(f'{where}: "responses" must be a list of strings')
-    if not isinstance(ranks, list) or len(ranks) != len(responses) or not all(isinstance(r, int) and r >= 1 for r in ranks):
-        raise UserError(f'{where}: "ranks" must have a whole number from 1 for each of the {len(responses)} responses, found {ranks}')
+    if not isinstance(ranks, list) or len(ranks) != len(responses) or len(ranks) < 2 or not all(type(r) is int and r >= 1 for r in ranks):
+        raise UserError(f'{where}: "ranks" must have a whole number from 1 for each of the {len(responses)} responses, and there must be two or more, found {ranks}')
     return responses, ranks
 
 
@@ -185,6 +189,8 @@ def read_tokens(path, vocab):
     """Token ids of a .bin file, read from disk as needed."""
     if not os.path.exists(path):
         raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it")
+    if os.path.getsize(path) % 2:
+        raise UserError(f"{path} has an odd number of bytes, not two for each token: it is cut off; run the folder's prepare.py again")
     tokens = np.memmap(path, dtype=np.uint16, mode="r") if os.path.getsize(path) else np.zeros(0, np.uint16)
     if len(tokens) < 2 or int(tokens[:1_000_000].max()) >= vocab.size:
         raise UserError(f"{path} has {len(tokens)} tokens, or ids beyond the vocabulary of {vocab.size}: run the folder's prepare.py again")

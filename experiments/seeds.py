@@ -5,7 +5,7 @@ How much of a result is luck: the default run with other seeds, mean and range.
     python experiments/seeds.py --whole --seeds=3        # 3 seeds of the whole run, pretraining too
 
 Seeds run two at a time on one thread each; what is finished is not run again, what was cut off goes on. Results are
-appended to experiments/seeds.csv (or whole.csv) as they come.
+written to experiments/seeds.csv (or whole.csv) as they come, from --first on.
 """
 import argparse
 import csv
