@@ -135,7 +135,7 @@ def pick_device(name):
 def pick_dtype(name, device):
     """bfloat16 pays on GPUs since Ampere and on CPUs that multiply it (AVX-512 BF16, AMX); elsewhere float32 is faster."""
     if name == "auto":
-        fast = device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported() or device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
         name = "bfloat16" if fast else "float32"
     if name not in ("float32", "bfloat16"):
         raise UserError(f"--dtype={name}: give float32 or bfloat16")
