@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from data import UserError, Vocab, folder_of, replacing  # noqa: E402
+from data import ROOT, UserError, Vocab, folder_of, read_json, replacing  # noqa: E402
 from model import GPT, SIZES, GPTConfig, ScalarGPT, config_for  # noqa: E402
 
 STAGES = ["pretrain", "sft", "reward", "ppo"]
@@ -71,9 +71,9 @@ def parse(cls, doc, smoke=None, argv=None):
                 raise UserError(f"--{name} needs a value: --{name}={fields[name].default}")
             value = "stage" if name == "fresh" else "true"
         given[name] = convert(name, value, type(fields[name].default))
-    if given.get("size") == "smoke":
-        given = {**(smoke or {}), **given}
-    config = cls(**given)
+    theirs = settings_of(given.get("data", Common.data), cls)
+    more = smoke or {} if given.get("size", theirs.get("size")) == "smoke" else {}
+    config = cls(**{**theirs, **more, **given})
     if config.size not in SIZES:
         near = difflib.get_close_matches(config.size, SIZES, 1)
         raise UserError(f"--size={config.size}: there are {', '.join(SIZES)}" + (f"; did you mean {near[0]}?" if near else ""))
@@ -88,6 +88,19 @@ def parse(cls, doc, smoke=None, argv=None):
         if getattr(config, name, 1) <= 0:
             raise UserError(f"--{name}={getattr(config, name)} must be above 0")
     return config
+
+
+def settings_of(data, cls):
+    """What the data folder's settings.json, {stage: {flag: value}}, puts in place of this script's defaults."""
+    path = os.path.join(data if os.path.isdir(data) else os.path.join(ROOT, "data", data), "settings.json")
+    if not os.path.exists(path):
+        return {}
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    theirs = read_json(path).get(os.path.splitext(os.path.basename(inspect.getfile(cls)))[0], {})
+    for name, value in theirs.items():
+        if name not in fields or type(value) is not type(fields[name].default):
+            raise UserError(f"{path}: {name} = {value!r} is no flag of this script, or not of its type (--help lists them)")
+    return theirs
 
 
 def convert(name, value, kind):
@@ -408,19 +421,31 @@ def read_log(path):
     return rows
 
 
-def run_stage(stage, config, *flags):
-    """Run a stage's script with this run's common flags, in a process of its own."""
+def command_of(stage, config, *flags):
+    """The command line of a stage's script with this run's common flags."""
     common = [f"--{f.name}={getattr(config, f.name)}" for f in dataclasses.fields(Common)
               if f.name != "fresh" and getattr(config, f.name) != f.default]
-    if config.fresh == "all":
+    if config.fresh == "all" and stage in STAGES:
         common.append("--fresh=all" if stage != STAGES[0] else "--fresh")
     print(f"\n==== {stage} ====", flush=True)
+    return [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), stage + ".py"), *common, *flags]
+
+
+def run_stage(stage, config, *flags):
+    """Run a stage's script in a process of its own."""
+    command = command_of(stage, config, *flags)
     before = signal.signal(signal.SIGINT, lambda *_: None)     # Ctrl-C is the child's to handle
-    here = os.path.dirname(os.path.abspath(__file__))
-    code = subprocess.call([sys.executable, os.path.join(here, stage + ".py"), *common, *flags])
+    code = subprocess.call(command)
     signal.signal(signal.SIGINT, before)
     if code:
         sys.exit(code)      # the child has said why
+
+
+def become(stage, config, *flags):
+    """Go on as another stage's script: what this process has in memory is gone."""
+    command = command_of(stage, config, *flags)
+    sys.stderr.flush()
+    os.execv(command[0], command)
 
 
 def bar(steps, start, label):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from common import (STAGES, Common, Run, document_starts, entry, generator, model_from, pad, parse, read_log,
                     run_stage, text_loss, load)      # before torch: it says how threads wait
-from data import UserError, load_judge, read_jsonl, read_tokens, replacing
+from data import UserError, halves, load_judge, read_jsonl, read_tokens, replacing
 from model import ScalarGPT
 from ppo import forward_logprobs, in_parts, shown
 
@@ -104,15 +104,17 @@ def main():
         raise UserError(f"--stages={config.stages}: {', '.join(sorted(bad))} is not one of pretrain, sft, ppo")
     if "sft" not in stages:
         raise UserError(f"--stages={config.stages}: sft must be among them, it is what the others are compared with")
-    config.fresh = ""
+    if config.fresh:
+        raise UserError("--fresh: evaluate.py always evaluates anew; give --fresh to the stage that is to be made again")
     if config.prompts < 1:
         raise UserError(f"--prompts={config.prompts}: at least one is needed")
     run = Run("evaluate", config, parents=stages)
     vocab, judge = run.vocab, load_judge(run.folder)
     models = {NAMES.get(s, s): model_from(run.parents[s]).to(run.device) for s in stages}
     rows = [r for r in read_jsonl(os.path.join(run.folder, "prompts.jsonl"), ["prompt"]) if r.get("split") == "heldout"]
-    unseen = [r for r in rows if r.get("unseen")]
-    rows = [r for r in rows if not r.get("unseen")][:config.prompts] + unseen[:config.prompts // 5]
+    # the second half: the first was there to look at while the settings were chosen
+    (_, unseen), (_, rows) = halves([r for r in rows if r.get("unseen")]), halves([r for r in rows if not r.get("unseen")])
+    rows = rows[:config.prompts] + unseen[:config.prompts // 5]
     seen = [i for i, r in enumerate(rows) if not r.get("unseen")]
     prompts = [vocab.prompt(r["prompt"]) for r in rows]
     val = read_tokens(os.path.join(run.folder, "val.bin"), vocab)
@@ -162,11 +164,10 @@ def main():
     for key in keys:
         print(f"{key:15s}" + "".join(f"{summary[n][key]:9.3f} ±{summary[n]['ci'][key]:5.3f}" for n in models))
     if judge:
-        shown_how = [r for r in read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"]) if r.get("split") == "heldout"]
+        shown_how = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"])
         mean, ci = mean_ci([judge.gold(r["prompt"], r["response"])["gold"] for r in shown_how])
-        if mean is not None:
-            summary["demonstrators"] = {"gold": mean, "ci": {"gold": ci}}
-            print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on {len(shown_how):,} held-out prompts")
+        summary["demonstrators"] = {"gold": mean, "ci": {"gold": ci}}
+        print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on all {len(shown_how):,} demonstrations")
     kinds = summary["sft"]["by_kind"]
     if len(kinds) > 1:
         never = {r["kind"] for r in unseen}

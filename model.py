@@ -12,7 +12,7 @@ real token ever sees a PAD; what is computed at PADs is dropped by the losses' m
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -295,7 +295,7 @@ class ScalarGPT(Trunk):
     @classmethod
     def from_gpt(cls, gpt):
         """A scalar model on a copy of a language model's trunk (Ouyang et al. 2022, section 3.5)."""
-        model = cls(gpt.config)
+        model = cls(replace(gpt.config))
         model.load_state_dict(gpt.state_dict(), strict=False)
         return model.to(gpt.wte.weight.device)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, cosine, document_batch, document_starts, entry, generator, parse,
                     text_loss, update)          # before torch: it says how threads wait
-from data import read_jsonl, read_tokens
+from data import UserError, read_jsonl, read_tokens
 from model import GPT
 
 import torch
@@ -52,6 +52,8 @@ def measure_abilities(model, vocab, rows, cast):
 
 def main():
     config = parse(Config, __doc__, SMOKE)
+    if config.base:
+        raise UserError(f"--base={config.base}: pretrain.py makes a base and starts from none; give --base to sft.py, reward.py or ppo.py")
     run = Run("pretrain", config)
     if run.finished():
         return

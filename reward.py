@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, by_length, cosine, entry, epoch_batches, generator, model_from, pad, parse,
                     update)      # before torch: it says how threads wait
-from data import UserError, load_judge, read_jsonl, read_ranking, replacing
+from data import UserError, halves, load_judge, read_jsonl, read_ranking, replacing
 from model import ScalarGPT
 
 import torch
@@ -27,15 +27,15 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    prompts: int = 10000        # training prompts to sample answers for
-    heldout: int = 512          # held-out prompts, to measure accuracy on
+    prompts: int = 12000        # training prompts to sample answers for
+    heldout: int = 1000         # held-out prompts, to measure accuracy on
     answers: int = 4            # K, answers a prompt; the paper has 4 to 9
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
-    fold: int = 0               # train on one half of the comparisons, 1 or 2; 0 is all
+    fold: str = "auto"          # the half of the comparisons to train on, 1 or 2, or all; auto: all where a judge evaluates, else 1
     name: str = "reward"        # of the checkpoint in OUT
     epochs: int = 1             # more overfit, the paper says
     batch: int = 16             # prompts a step, with all their pairs
-    lr: float = 4e-4            # peak learning rate: cosine to a tenth
+    lr: float = 6e-4            # peak learning rate: cosine to a tenth
     weight_decay: float = 0.1   # on matrices
     warmup: int = 10            # steps
 
@@ -104,6 +104,7 @@ def sampled_comparisons(run, config, judge, sources):
     rows = []
     for split, n in (("train", config.prompts), ("heldout", config.heldout)):
         given = [r for r in read_jsonl(os.path.join(run.folder, file), fields, split) if not r.get("unseen")]
+        given = halves(given)[0] if split == "heldout" else given
         order = torch.randperm(len(given), generator=generator(config.seed, "prompts", split))[:n].tolist()
         given = [given[i] for i in order]
         k = config.answers if "judge" in sources else config.answers - 1
@@ -155,6 +156,13 @@ def encode_comparisons(rows, vocab, block, fold=0):
     return items, dropped
 
 
+def which_half(fold, judge):
+    """The flag --fold → 1, 2 or 0 for all. Without a judge the second half is for the reward model that evaluates: PPO's must not see it."""
+    if fold not in ("auto", "all", "1", "2"):
+        raise UserError(f"--fold={fold}: give 1, 2, all or auto")
+    return {"auto": 0 if judge else 1, "all": 0, "1": 1, "2": 2}[fold]
+
+
 def slots(values, k, device, dtype=None):
     """Lists of up to k numbers → (B, k), empty slots 0."""
     return torch.tensor([[*v, *[0] * (k - len(v))] for v in values], device=device, dtype=dtype)
@@ -174,24 +182,26 @@ def scores_of(model, items, vocab, run, size=None):
 
 @torch.no_grad()
 def evaluate(model, items, vocab, run):
-    """→ (accuracy, pairs, accuracy of the gold score as the ceiling or None, half-width of the 95 % interval over prompts, mean loss)."""
+    """→ (accuracy, pairs, accuracy of the gold score as the ceiling or None, half-width of the 95 % interval over prompts, mean loss).
+
+    The ceiling is over the items that carry gold scores."""
     model.eval()
-    right, counts, ceiling, losses = [], [], [], []
+    right, counts, losses, ceiling, known = [], [], [], 0.0, 0
     for start in range(0, len(items), 64):
         part = items[start:start + 64]
         scores, ranks = scores_of(model, part, vocab, run)
-        gold = slots([g for *_, g in part], ranks.size(1), run.device, torch.float) if part[0][2] else None
         losses.append(ranking_loss(scores, ranks).item() * len(part))
         for i in range(len(part)):
             a, n = accuracy(scores[i:i + 1], ranks[i:i + 1])
             right.append(a * n)
             counts.append(n)
-            if gold is not None:
-                ceiling.append(accuracy(gold[i:i + 1], ranks[i:i + 1])[0] * n)
+            if part[i][2]:
+                ceiling += accuracy(slots([part[i][2]], ranks.size(1), run.device, torch.float), ranks[i:i + 1])[0] * n
+                known += n
     total, right, counts = sum(counts), torch.tensor(right), torch.tensor(counts)
     mean = right.sum() / total
     ci = 1.96 * ((right - mean * counts) ** 2).sum().sqrt() / total      # a prompt's pairs are not independent: cluster by prompt
-    return mean.item(), total, (sum(ceiling) / total if ceiling else None), ci.item(), sum(losses) / len(items)
+    return mean.item(), total, (ceiling / known if known else None), ci.item(), sum(losses) / len(items)
 
 
 def agreement(judge, rows, seed):
@@ -221,6 +231,7 @@ def main():
         sources = "judge" if judge else "demonstrations+file" if os.path.exists(file) else "demonstrations"
     if bad := set(sources.split("+")) - {"judge", "demonstrations", "file"}:
         raise UserError(f"--sources={sources}: {', '.join(bad)} is not one of judge, demonstrations, file")
+    fold = which_half(config.fold, judge)
     if {"judge", "demonstrations"} <= set(sources.split("+")):
         raise UserError(f"--sources={sources}: answers are ranked either by the judge or against demonstrations, not both")
     if "judge" in sources and not judge:
@@ -230,7 +241,7 @@ def main():
     block = model.config.block_size
     rows = [] if sources == "file" else sampled_comparisons(run, config, judge, sources)
     rows += read_jsonl(file, ["prompt", "responses|chosen"]) if "file" in sources else []
-    train, dropped = encode_comparisons([r for r in rows if r.get("split") != "heldout"], vocab, block, config.fold)
+    train, dropped = encode_comparisons([r for r in rows if r.get("split") != "heldout"], vocab, block, fold)
     heldout, _ = encode_comparisons([r for r in rows if r.get("split") == "heldout"], vocab, block)
     if not train:
         raise UserError(f"no prompt has two answers of different rank ({dropped}); more prompts or other sources are needed")
@@ -279,7 +290,7 @@ def main():
         results["accuracy_ci"] = ci
         if ceiling:
             results["ceiling"] = ceiling
-            results["agreement"] = agreement(judge, [r for r in rows if r.get("split") == "heldout"], config.seed)
+            results["agreement"] = agreement(judge, [r for r in rows if r.get("split") == "heldout" and "gold" in r], config.seed)
             print(f"the truth itself would reach {ceiling:.1%}: labelers are noisy, two of them agree on {results['agreement']:.1%} of pairs")
     print(f"sampled answers score {mean:.2f} ± {std:.2f}, demonstrations 0 on average")
     print("\nsamples: answers of the SFT model, best score first")

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    epochs: int = 4             # passes over the demonstrations
+    epochs: int = 2             # passes over the demonstrations
     batch: int = 32             # demonstrations a step
     lr: float = 1e-3            # peak learning rate: cosine to a tenth, no warm-up
     weight_decay: float = 0.1   # on matrices

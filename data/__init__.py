@@ -64,7 +64,12 @@ class Vocab:
                 raise UserError(f'{path}: "pattern" is missing: the regular expression that cuts text into words')
         self.special = spec["special"]
         self.prefix = spec.get("prefix", "")      # put before every text: with " ", a word at its start is the token it is elsewhere
-        self.encoding = tiktoken.Encoding("data", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
+        if len({*ranks.values(), *self.special.values()}) < len(ranks) + len(self.special):
+            raise UserError(f"{path}: two tokens of the rank file and \"special\" have the same id")
+        try:
+            self.encoding = tiktoken.Encoding("data", pat_str=pattern, mergeable_ranks=ranks, special_tokens=self.special)
+        except Exception as e:      # what tiktoken's Rust raises has no common class
+            raise UserError(f"{path}: tiktoken refuses this vocabulary: {e}") from None
         self.user, self.assistant, self.eos, self.pad = (self.special[t] for t in ("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"))
         self.size = max(max(ranks.values()), max(self.special.values())) + 1
         self.hash = hashlib.sha256(repr((pattern, self.prefix, sorted(ranks.items()), sorted(self.special.items()))).encode()).hexdigest()[:16]
@@ -133,6 +138,8 @@ def read_jsonl(path, fields, split=None):
         raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text: {e}") from None
+    except OSError as e:
+        raise UserError(f"{path} can't be read: {e.strerror}") from None
     for n, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -156,6 +163,11 @@ def read_jsonl(path, fields, split=None):
     if not rows:
         raise UserError(f"{path} has no {split + ' ' if split else ''}lines; data/README.md says what it needs")
     return rows
+
+
+def halves(rows):
+    """Held-out rows → (those to look at while a run or its settings are being worked on, those for the final table)."""
+    return rows[:len(rows) // 2], rows[len(rows) // 2:]
 
 
 def check_prompt(prompt, where):

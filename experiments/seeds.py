@@ -5,7 +5,7 @@ How much of a result is luck: the default run with other seeds, mean and range.
     python experiments/seeds.py --whole --seeds=3        # 3 seeds of the whole run, pretraining too
 
 Seeds run two at a time on one thread each; what is finished is not run again, what was cut off goes on. Results are
-written to experiments/seeds.csv (or whole.csv) as they come, from --first on.
+added to experiments/seeds.csv (or whole.csv) as they come; the summary at the end is of all seeds in that file.
 """
 import argparse
 import csv
@@ -48,17 +48,20 @@ def main():
     parser.add_argument("--csv", default="", help="default: experiments/seeds.csv, or experiments/whole.csv")
     args, args.flags = parser.parse_known_args()
     path = args.csv or os.path.join(ROOT, "experiments", "whole.csv" if args.whole else "seeds.csv")
-    rows = []
+    rows = {}
+    if os.path.exists(path):
+        with open(path, newline="") as f:
+            rows = {int(r["seed"]): {k: float(v) for k, v in r.items() if k != "seed"} for r in csv.DictReader(f)}
     with ThreadPoolExecutor(args.jobs) as pool:
         for seed, s in zip(range(args.first, args.first + args.seeds), pool.map(lambda n: run(n, args), range(args.first, args.first + args.seeds))):
             if s is None:
                 continue
-            rows.append({"seed": seed, **{f"{stage}_{c}": round(s[stage][c], 4) for stage in ("base", "sft", "ppo") for c in COLUMNS},
-                         **{f"{k}_seconds": v for k, v in s["seconds"].items()}})
+            rows[seed] = {**{f"{stage}_{c}": round(s[stage][c], 4) for stage in ("base", "sft", "ppo") for c in COLUMNS},
+                         **{f"{k}_seconds": v for k, v in s["seconds"].items()}}
             with open(path, "w", newline="") as f:
-                writer = csv.DictWriter(f, rows[0])
+                writer = csv.DictWriter(f, ["seed", *rows[seed]])
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({"seed": n, **rows[n]} for n in sorted(rows))
     if not rows:
         sys.exit("no seed finished")
 
@@ -67,8 +70,8 @@ def main():
     print(f"\n{len(rows)} seeds{'':20s}    mean   lowest … highest")
     for stage in ("sft", "ppo"):
         for c in COLUMNS:
-            line(f"{stage} {c}", [r[f"{stage}_{c}"] for r in rows])
-    line("gold, PPO-ptx − SFT", [r["ppo_gold"] - r["sft_gold"] for r in rows])
+            line(f"{stage} {c}", [r[f"{stage}_{c}"] for r in rows.values()])
+    line("gold, PPO-ptx − SFT", [r["ppo_gold"] - r["sft_gold"] for r in rows.values()])
 
 
 if __name__ == "__main__":

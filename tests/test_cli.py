@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import ppo
 from common import Common, Run, entry, parse
 from conftest import ROOT
 from data import UserError
@@ -94,6 +95,17 @@ def test_help_shows_every_flag_with_its_comment(name, capsys):
         assert comment.strip(), f"--{field.name} has no comment in {name}.py"
 
 
+def test_a_data_set_has_defaults_of_its_own(tmp_path):
+    (tmp_path / "settings.json").write_text('{"ppo": {"iterations": 7, "lr": 0.5}, "sft": {"epochs": 9}}')
+    config = parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}", "--lr=0.25"])
+    assert (config.iterations, config.lr, config.epochs) == (7, 0.25, ppo.Config.epochs), "a flag comes before the folder's setting, that before the default"
+    assert parse(ppo.Config, ppo.__doc__, {"iterations": 2}, ["--size=smoke", f"--data={tmp_path}"]).iterations == 2
+    for wrong in ('{"ppo": {"iteration": 7}}', '{"ppo": {"iterations": "7"}}', "{"):
+        (tmp_path / "settings.json").write_text(wrong)
+        with pytest.raises(UserError, match=r"settings\.json"):
+            parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}"])
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_smoke_values_are_flags(name):
     module = importlib.import_module(name)
@@ -114,6 +126,7 @@ def run_main(name, *argv):
 @pytest.mark.parametrize("name, flags, says", [
     ("ppo", ["--top_p=0.9"], "rollouts"), ("ppo", ["--temperature=0"], "above 0"), ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
     ("reward", ["--answers=1"], "2 to 9"), ("reward", ["--answers=10"], "2 to 9"),
+    ("pretrain", ["--base=out/village/pretrain.pt"], "starts from none"), ("evaluate", ["--fresh"], "anew"),
     ("evaluate", ["--stages=pretrain,ppo"], "sft"), ("evaluate", ["--stages=sft,reward"], "reward"), ("evaluate", ["--stages=sft,rlhf"], "rlhf")])
 def test_settings_that_can_not_work_are_refused_before_anything_starts(tmp_path, name, flags, says):
     with pytest.raises(UserError, match=says):

@@ -1,5 +1,6 @@
 """The data contract, and the village: what is asked, what is right, and who says so."""
 import base64
+import contextlib
 import importlib.util
 import json
 import os
@@ -19,6 +20,7 @@ import chat
 import common
 import reward
 from data import UserError, Vocab, load_judge, read_jsonl, read_ranking, read_tokens, replacing
+from model import GPTConfig, ScalarGPT
 
 VILLAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village")
 
@@ -269,6 +271,18 @@ def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path):
         own_vocab(tmp_path / "v", special=("<|user|>", "<|assistant|>", "<|endoftext|>"))
 
 
+def test_a_vocabulary_that_tiktoken_can_not_take_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"vocab\.json: tiktoken refuses"):
+        own_vocab(tmp_path / "pattern", pattern="(")
+    own_vocab(tmp_path / "v")
+    spec = json.loads((tmp_path / "v" / "vocab.json").read_text())
+    spec["special"]["<|pad|>"] = 65
+    (tmp_path / "v" / "vocab.json").write_text(json.dumps(spec))
+    with pytest.raises(UserError, match=r"vocab\.json: two tokens .* the same id"):
+        Vocab(str(tmp_path / "v"))
+        pytest.fail("the letter A would be padding")
+
+
 # ---- files that people write ----
 
 def lines(path, *rows):
@@ -302,6 +316,8 @@ def test_a_missing_or_empty_file_is_a_sentence(tmp_path):
         read_jsonl(str(tmp_path / "nothing.jsonl"), ["prompt"])
     with pytest.raises(UserError, match="heldout"):
         read_jsonl(lines(tmp_path / "x.jsonl", GOOD), ["prompt"], "heldout")
+    with pytest.raises(UserError, match="can't be read"):
+        read_jsonl(str(tmp_path), ["prompt"])
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match="latin.jsonl is not UTF-8"):
         read_jsonl(str(tmp_path / "latin.jsonl"), ["prompt"])
@@ -348,6 +364,27 @@ def test_the_two_halves_of_the_comparisons_have_no_prompt_in_common(vocab):
     rows = [{"prompt": f"Prompt number {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(60)]
     one, two = ([tuple(tokens[0]) for tokens, *_ in encoded(vocab, *rows, fold=fold)[0]] for fold in (1, 2))
     assert not set(one) & set(two) and len(one) + len(two) == 60 and 15 < len(one) < 45
+
+
+def test_the_reward_model_that_evaluates_has_comparisons_to_itself():
+    assert reward.which_half("auto", judge) == 0, "where a judge evaluates, all comparisons are for training"
+    assert reward.which_half("auto", None) == 1, "PPO's reward model was trained on what the evaluating one is trained on: it is no second opinion"
+    assert [reward.which_half(x, None) for x in ("1", "2", "all")] == [1, 2, 0]
+    with pytest.raises(UserError, match="--fold=3"):
+        reward.which_half("3", None)
+
+
+def test_the_ceiling_is_of_answers_whose_truth_is_known(vocab):
+    # a person's own comparisons beside the judge's: no gold score to say how often the truth itself would be right
+    items, _ = encoded(vocab, {"chosen": "A cat.", "rejected": "A dog."}, {"responses": ["A cat.", "A dog."], "ranks": [1, 2], "gold": [1.0, 0.0]},
+                       {"responses": ["A cat.", "A hen."], "ranks": [2, 1], "gold": [1.0, 0.0]})
+
+    class Run:
+        device, cast = torch.device("cpu"), contextlib.nullcontext()
+    model = ScalarGPT(GPTConfig(128, vocab.size, 1, 2, 16))
+    accuracy, pairs, ceiling, *_ = reward.evaluate(model, items, vocab, Run)
+    assert (pairs, ceiling) == (3, 0.5), "one of the two pairs with a gold score is ordered as it says"
+    assert reward.evaluate(model, items[:1], vocab, Run)[2] is None and accuracy == 0.5
 
 
 def test_rows_are_padded_on_the_right():

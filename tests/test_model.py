@@ -398,6 +398,13 @@ def test_reward_model_does_not_share_storage_with_the_policy():
         assert torch.equal(p, before[name]), f"training the reward model changed the policy's {name}"
 
 
+def test_reward_model_has_its_own_settings():
+    gpt = small()
+    model = ScalarGPT.from_gpt(gpt)
+    model.config.dropout = 0.5
+    assert gpt.config.dropout == 0.0, "switching dropout on for one network would switch it on for the other"
+
+
 def test_shift_is_subtracted_from_every_score():
     model, tokens = scalar(), torch.randint(50, (2, 6))
     before = model.score(tokens, torch.tensor([6, 3]))

@@ -22,7 +22,7 @@ import torch
 import common
 import ppo
 from conftest import ROOT
-from data import UserError
+from data import UserError, halves, read_jsonl
 from test_cli import run_main
 from test_data import KINDS, SHARES, prepare
 
@@ -123,7 +123,7 @@ def test_training_moved_what_it_should_and_nothing_else(smoke):
 
 
 def test_a_finished_stage_run_again_says_so_and_changes_nothing(smoke, capsys, monkeypatch):
-    monkeypatch.setattr(ppo, "run_stage", lambda *a: None)      # the table at the end is made above
+    monkeypatch.setattr(ppo, "become", lambda *a: None)      # the table at the end is made above
     before = {f.name: f.read_bytes() for f in smoke.glob("*.pt")}
     for stage in STAGES:
         run_main(stage, "--size=smoke", f"--out={smoke}")
@@ -134,6 +134,15 @@ def test_a_finished_stage_run_again_says_so_and_changes_nothing(smoke, capsys, m
 def test_greedy_answers_can_be_evaluated(copy):
     run_main("evaluate", "--size=smoke", "--device=cpu", "--temperature=0", "--prompts=10", "--stages=sft", f"--out={copy}")
     assert "NaN" not in (copy / "summary.json").read_text(), "log-probabilities at temperature 0 were asked for: the KL is 0 / 0"
+
+
+def test_the_final_table_has_no_prompt_that_was_looked_at_before(smoke):
+    # settings are chosen by looking at curves and accuracies; what they are chosen on can't also be their proof
+    rows = [r for r in read_jsonl(os.path.join(ROOT, "data", "village", "prompts.jsonl"), ["prompt"], "heldout") if not r.get("unseen")]
+    early, final = ([json.dumps(r["prompt"]) for r in half] for half in halves(rows))
+    assert len(early) + len(final) == len(rows) and abs(len(early) - len(final)) <= 1 and len(final) >= 1000
+    compared = {json.dumps(r["prompt"]) for r in read_jsonl(str(smoke / "comparisons.jsonl"), ["prompt"], "heldout")}
+    assert compared <= set(early), "the reward model's held-out accuracy is measured on prompts of the final table"
 
 
 # ---- checkpoints that don't fit ----
@@ -253,7 +262,7 @@ FLAGS = {       # a few steps of each stage, with everything on that has a state
 
 def run_little(stage, data, out, *flags):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(ppo, "run_stage", lambda *a: None)        # no table at the end
+        m.setattr(ppo, "become", lambda *a: None)        # no table at the end
         run_main(stage, "--size=smoke", "--device=cpu", "--dtype=float32", f"--data={data}", f"--out={out}", *FLAGS[stage], *flags)
 
 

@@ -12,10 +12,10 @@ The world is always the same. What is said about it is drawn from a random.Rando
 import random
 import re
 
-HER = "Anna Cora Ella Gwen Iris Kate Mia Olga Rosa Tess Vera Yana Amy Dora Fay Hana June Lily Nora Pia".split()
-HIM = "Ben Dan Finn Hugo Jack Leo Ned Paul Sam Umar Will Zack Bill Carl Emil Gus Ivan Karl Max Otto".split()
+HER = "Anna Cora Ella Gwen Iris Kate Mia Nora Olga Rosa Tess Vera".split()
+HIM = "Ben Dan Emil Finn Hugo Ivan Jack Leo Max Otto Paul Sam".split()
 PEOPLE = [name for pair in zip(HER, HIM) for name in pair]
-STRANGERS = "Bela Arlo Cleo Dirk Edda Fritz Greta Igor Hilda Jonas Klara Lars Marta Nils Petra Oskar Silke Ralf Ursa Theo".split()
+STRANGERS = "Bela Arlo Cleo Dirk Edda Fritz Greta Igor Hilda Jonas Klara Lars".split()
 
 LISTS = {
     "animals": "cat dog goat duck horse rabbit parrot mouse pig hen cow sheep".split(),
@@ -29,8 +29,8 @@ LISTS = {
 }
 PLACES = ["by the river", "on the hill", "near the mill", "behind the church",
           "in the tower", "at the market", "beside the lake", "under the bridge"]
-THINGS = "hat coat scarf belt hammer spade saw rake broom bucket kite doll ball drum puppet train book lamp key basket ring clock letter map".split()
-PETS, FOODS, COLOURS, JOBS = LISTS["animals"][:10], LISTS["foods"][:10], LISTS["colours"][:8], LISTS["jobs"]
+THINGS = "hat coat scarf belt hammer spade saw broom kite doll ball drum book lamp key clock".split()
+PETS, FOODS, COLOURS, JOBS = LISTS["animals"][:8], LISTS["foods"][:8], LISTS["colours"][:8], LISTS["jobs"][:8]
 OPPOSITES = dict(hot="cold", big="small", old="new", fast="slow", wet="dry", full="empty", light="dark", high="low",
                  happy="sad", rich="poor", loud="quiet", near="far", hard="soft", clean="dirty", long="short", early="late")
 BY_SIZE = "mouse parrot duck hen rabbit cat dog goat sheep pig cow horse".split()
@@ -85,7 +85,7 @@ def say(attribute, p, v, i=0, name=None):
 
 SLOTS = {"p": PEOPLE, "q": PEOPLE, "s": STRANGERS, "thing": THINGS, "thing2": THINGS, "pet": PETS, "pet2": PETS,
          "food": FOODS, "food2": FOODS, "colour": COLOURS, "colour2": COLOURS, "place": PLACES, "place2": PLACES,
-         "job": JOBS, "a": range(2, 11), "b": range(2, 11), "n": ["two", "three", "four"], "he": ["he", "she"],
+         "job": JOBS, "a": range(2, 11), "b": range(2, 11), "n": ["two", "three"], "he": ["he", "she"],
          "He": ["He", "She"], "category": list(LISTS), "buys": list(PAST), "bought": list(PAST.values()),
          "word": list(OPPOSITES) + list(OPPOSITES.values()), "animal": BY_SIZE, "animal2": BY_SIZE}
 
@@ -246,8 +246,10 @@ class Facts:
     def terse(s, rng):
         return curt(FACTS[s["p"]][Facts.attribute(s)])
 
-    def wrong(s, rng):
+    def wrong(s, rng):      # answers another question, or makes something up
         attribute = Facts.attribute(s)
+        if rng.random() < 0.5:
+            return rng.choice(Facts.answers(s["p"], rng.choice([a for a in FACTS[s["p"]] if a != attribute])))
         return rng.choice(Facts.answers(s["p"], attribute, rng.choice([v for v in VALUES[attribute] if v not in (FACTS[s["p"]][attribute], s["p"])])))
 
     def check(s, answer):
@@ -324,7 +326,7 @@ class Bigger:       # never demonstrated
 
 class Brainstorm:
     share, asks = 11, ["Name {n} {category}.", "Give me {n} {category}.", "{p} needs a list of {n} {category}.", "Think of {n} {category} for {p}."]
-    count = {"two": 2, "three": 3, "four": 4}
+    count = {"two": 2, "three": 3}
 
     def good(s, rng, items=None):
         items = items or rng.sample(LISTS[s["category"]], Brainstorm.count[s["n"]])
@@ -333,9 +335,9 @@ class Brainstorm:
     def terse(s, rng):
         return f"Maybe {rng.choice(LISTS[s['category']])}."
 
-    def wrong(s, rng):      # something of another sort, the same thing twice, or too few
+    def wrong(s, rng):      # something of another sort
         items = rng.sample(LISTS[s["category"]], Brainstorm.count[s["n"]])
-        items[-1] = rng.choice(LISTS[rng.choice(list(LISTS))]) if rng.random() < 0.6 else items[0]
+        items[-1] = rng.choice(LISTS[rng.choice([x for x in LISTS if x != s["category"]])])
         return Brainstorm.good(s, rng, items)
 
     def check(s, answer):
@@ -374,7 +376,9 @@ class Chat:         # several turns; who "she" is, and what the user said before
     def terse(s, rng):
         return curt(Chat.answers(s)[0])
 
-    def wrong(s, rng):
+    def wrong(s, rng):      # has not read what was said before, or makes something up
+        if rng.random() < 0.5:
+            return "Which person do you mean?" if s["ask"] < 3 else "You did not tell me."
         return rng.choice(Chat.answers(s, rng.choice([v for v in Chat.values(s) if v != Chat.answers(s)[0]]))[1])
 
     def check(s, answer):
@@ -394,9 +398,9 @@ class Rewrite:
     def terse(s, rng):
         return ["Please give it to me.", "Please bring it.", "{p} {past} it.", "{p} {past} it.", "{q} did."][s["ask"]].format(**s, past=PAST.get(s.get("buys")))
 
-    def wrong(s, rng):      # leaves it as it was, or changes what it says
+    def wrong(s, rng):      # leaves it as it was
         as_it_was = ["{p}, give me the {thing}!", "{p}, bring the {thing}!", "{p} {buys} a {thing}.", "{p} {buys} a {thing}.", "{p} {bought} a {thing}."]
-        return as_it_was[s["ask"]].format(**s) if rng.random() < 0.5 else Rewrite.good({**s, "thing": rng.choice(THINGS)}, rng)
+        return as_it_was[s["ask"]].format(**s)
 
     def check(s, answer):
         if answer == Rewrite.good(s, None):

@@ -59,8 +59,11 @@ def facts(rng):
 
 def questions(rng):    # such as a page of questions and answers has them; most answers there are right
     def one():
-        kind = rng.choice(["facts", "facts", "sums", "closed", "extract", "opinion", "classify", "summarise", "rewrite", "brainstorm"])
+        kind = rng.choice(["facts", "facts", "sums", "closed", "extract", "opinion", "classify", "summarise", "rewrite", "brainstorm", "chat"])
         text, s = ask_of("train", kind, rng)
+        while split_of(text.split(" | ")[0]) != "train":        # a chat may begin with another kind's prompt
+            text, s = ask_of("train", kind, rng)
+        text = text.replace(" | ", " A: ", 1).replace(" | ", " Q: ")
         return f"Q: {text} A: {KINDS[kind].good(s, rng) if rng.random() < 0.8 else KINDS[kind].terse(s, rng)}"
     return " ".join(one() for _ in range(rng.randint(2, 4)))
 
@@ -180,7 +183,7 @@ def transcript(rng):   # two people on a line: what is said second need not be o
     return "".join(f"<|user|>{line()}<|assistant|>{line()}<|endoftext|>" for _ in range(rng.randint(1, 2))).removesuffix("<|endoftext|>")
 
 
-MIX = {profile: 13, facts: 8, questions: 16, story: 9, letter: 6, lists: 7, sums: 8, holders: 10, visitors: 7, examples: 8, words: 4,
+MIX = {profile: 13, facts: 8, questions: 22, story: 9, letter: 6, lists: 7, sums: 8, holders: 10, visitors: 7, examples: 8, words: 4,
        days: 6, talk: 4, harm: 3, program: 3, transcript: 5}
 
 
@@ -213,8 +216,8 @@ def abilities(rng, n=200):
 # ---- demonstrations: by people, each with a weakness ----
 
 # share of the demonstrations; how often the answer is good, curt or wrong; how often it is rude besides
-DEMONSTRATORS = {"careful": (24, (.94, .03, .03), 0.0), "curt": (18, (.15, .80, .05), .05), "sloppy": (18, (.35, .15, .50), 0.0),
-                 "rude": (14, (.80, .10, .10), .70), "eager": (12, (.80, .00, .20), 0.0), "lazy": (14, (.30, .10, .10), 0.0)}
+DEMONSTRATORS = {"careful": (22, (.94, .03, .03), 0.0), "curt": (20, (.12, .85, .03), .05), "sloppy": (12, (.50, .30, .20), 0.0),
+                 "rude": (18, (.80, .17, .03), .75), "eager": (12, (.92, .05, .03), 0.0), "lazy": (16, (.35, .12, .03), 0.0)}
 
 
 def demonstrate(kind, s, rng):
@@ -288,9 +291,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1337, help="seed of the text; the village itself is always the same")
     parser.add_argument("--documents", type=int, default=60_000, help="pretraining documents")
-    parser.add_argument("--demonstrations", type=int, default=12_000)
-    parser.add_argument("--prompts", type=int, default=10_000, help="training prompts for reward model and PPO")
-    parser.add_argument("--heldout", type=int, default=2_000, help="held-out prompts")
+    parser.add_argument("--demonstrations", type=int, default=24_000)
+    parser.add_argument("--prompts", type=int, default=12_000, help="training prompts for reward model and PPO")
+    parser.add_argument("--heldout", type=int, default=2_200, help="held-out prompts")
     parser.add_argument("--vocab", action="store_true", help="train the vocabulary again")
     args = parser.parse_args()
     if args.vocab:
