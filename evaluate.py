@@ -112,7 +112,7 @@ def main():
     vocab, judge = run.vocab, load_judge(run.folder)
     models = {NAMES.get(s, s): model_from(run.parents[s]).to(run.device) for s in stages}
     rows = [r for r in read_jsonl(os.path.join(run.folder, "prompts.jsonl"), ["prompt"]) if r.get("split") == "heldout"]
-    # the second half: the first was there to look at while the settings were chosen
+    # one half: the other is there to look at while settings are being chosen
     (_, unseen), (_, rows) = halves([r for r in rows if r.get("unseen")]), halves([r for r in rows if not r.get("unseen")])
     rows = rows[:config.prompts] + unseen[:config.prompts // 5]
     seen = [i for i, r in enumerate(rows) if not r.get("unseen")]

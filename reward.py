@@ -9,7 +9,6 @@ K answers to a prompt are ranked; all their K(K−1)/2 pairs form one batch elem
 the network once (Ouyang et al. 2022, section 3.5). Who ranks: simulated labelers where the data folder has a
 judge.py; elsewhere a person's real reply is taken to beat an answer sampled from the SFT model.
 """
-import hashlib
 import json
 import math
 import os
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, by_length, cosine, entry, epoch_batches, generator, model_from, pad, parse,
                     update)      # before torch: it says how threads wait
-from data import UserError, halves, load_judge, read_jsonl, read_ranking, replacing
+from data import UserError, half_of, halves, load_judge, read_jsonl, read_ranking, replacing
 from model import ScalarGPT
 
 import torch
@@ -28,7 +27,7 @@ import torch.nn.functional as F
 @dataclass
 class Config(Common):
     prompts: int = 12000        # training prompts to sample answers for
-    heldout: int = 1000         # held-out prompts, to measure accuracy on
+    heldout: int = 900          # held-out prompts, to measure accuracy on
     answers: int = 4            # K, answers a prompt; the paper has 4 to 9
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
     fold: str = "auto"          # the half of the comparisons to train on, 1 or 2, or all; auto: all where a judge evaluates, else 1
@@ -133,7 +132,7 @@ def encode_comparisons(rows, vocab, block, fold=0):
     """
     items, dropped = [], {"identical answers": 0, "prompts without a pair": 0, "too long": 0, "tied pairs": 0, "pairs": 0}
     for n, row in enumerate(rows, 1):
-        if fold and 1 + int(hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest(), 16) % 2 != fold:
+        if fold and half_of(row) != fold - 1:
             continue
         responses, ranks = read_ranking(row, f"comparison {n}")
         prompt, golds, eos = vocab.prompt(row["prompt"]), row.get("gold"), row.get("eos", [True] * len(responses))

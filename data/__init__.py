@@ -165,9 +165,14 @@ def read_jsonl(path, fields, split=None):
     return rows
 
 
+def half_of(row):
+    """0 or 1, by what the row's prompt says: the same prompt is always in the same half."""
+    return int(hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest(), 16) % 2
+
+
 def halves(rows):
     """Held-out rows → (those to look at while a run or its settings are being worked on, those for the final table)."""
-    return rows[:len(rows) // 2], rows[len(rows) // 2:]
+    return [r for r in rows if half_of(r) == 1], [r for r in rows if half_of(r) == 0]
 
 
 def check_prompt(prompt, where):

@@ -174,7 +174,7 @@ def examples(turns, enc, rng, dropped):
             yield [{"role": ("user", "assistant")[j % 2], "content": turns[i - n + j]} for j in range(n)], turns[i]
 
 
-def comparisons(chats, enc, seed):
+def comparisons(chats, enc):
     """The best rated chat's reply against the worst rated one's, the second best's against the second worst's, ..."""
     pools = collections.defaultdict(list)    # the same words to answer -> [(rating, key, words as spelled, reply)]
     for c in chats:
@@ -183,12 +183,11 @@ def comparisons(chats, enc, seed):
                 and len(enc.encode_ordinary(asked)) + 2 <= PROMPT and len(enc.encode_ordinary(reply)) < REPLY):
             kind = "question" if c["answers"] else "opening"
             pools[c["split"], kind, same(asked)].append((c["rating"], c["key"], asked, reply))
-    for (side, kind, words_asked), pool in pools.items():
+    for (side, kind, _), pool in pools.items():
         pool.sort()
         for (low, _, asked, worse), (high, _, _, better) in zip(pool[:len(pool) // 2], pool[::-1]):
             if high - low >= MIN_GAP and same(better) != same(worse):
-                yield {"prompt": [{"role": "user", "content": asked}], "chosen": better, "rejected": worse, "split": side,
-                       "kind": kind, "fold": 1 + (share(seed, words_asked) < 0.5)}   # two halves without a common prompt
+                yield {"prompt": [{"role": "user", "content": asked}], "chosen": better, "rejected": worse, "split": side, "kind": kind}
 
 
 def main():
@@ -211,7 +210,7 @@ def main():
 
     # A third of the examples lose their reply and become prompts, so that RL is asked other things than SFT was shown.
     # Ratings say too little about a reply to choose demonstrations by, but a chat below 5 shows nobody how to chat.
-    files = {"demonstrations": [], "prompts": [], "comparisons": list(comparisons(chats, enc, args.seed))}
+    files = {"demonstrations": [], "prompts": [], "comparisons": list(comparisons(chats, enc))}
     for c in tqdm(chats, desc="examples", unit=" chats", mininterval=1):
         for prompt, reply in examples(c["turns"], enc, rng, dropped):
             if rng.random() < 1 / 3:
@@ -239,7 +238,7 @@ def main():
     for part, column in zip(("prompt", "response"), np.percentile(sizes, (5, 25, 50, 75, 95, 100), axis=0).T.astype(int)):
         print(f"tokens of text in a demonstration's {part} at 5, 25, 50, 75, 95 and 100 %:", *column)
     longer = np.mean([size(row["chosen"]) > size(row["rejected"]) for row in files["comparisons"]])
-    print("comparisons:", dict(collections.Counter(f"{row['kind']}, fold {row['fold']}" for row in files["comparisons"])),
+    print("comparisons:", dict(collections.Counter(row["kind"] for row in files["comparisons"])),
           f"the chosen reply is the longer one in {longer:.0%}")
     print("dropped:", *(f"{n:9,} {what}" for what, n in sorted(dropped.items())), sep="\n")
 
