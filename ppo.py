@@ -238,7 +238,7 @@ def main():
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    state = {"beta": config.beta, "episode": 0, "kl": 0.0}
+    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "first": None, "raised": []}
     size = config.episodes // config.minibatches
     micro = config.micro or size
 
@@ -331,6 +331,9 @@ def main():
             metrics |= heldout_metrics(average, heldout, reward_model, judge, vocab, run, generator(config.seed, "eval"))
             metrics["eval/pretrain_loss"], _ = text_loss(average, val, val_starts, block, run.device, run.cast)
         run.log(iteration, metrics)
+        state["first"] = state["first"] or {key: metrics[key] for key, *_ in ALARMS}
+        for sentence in alarms(metrics, state["first"], state["raised"]):
+            progress.write(sentence)
         progress.set_postfix_str(f"score {metrics['objective/scores']:.2f} KL {k1:.1f}", refresh=False)
         if "eval/score" in metrics:
             progress.write(f"iteration {iteration + 1}: " + ", ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
@@ -338,6 +341,23 @@ def main():
 
     run.finish(average, {"kl": state["kl"], "beta": state["beta"]})
     become("evaluate", config, *evaluation)
+
+
+# what a run should not do: (metric, is it so, given the first iteration's value, what it means and what to run)
+ALARMS = [
+    ("objective/kl", lambda now, first: now > 30, "the policy runs away from SFT: raise --beta or lower --lr; if the score is flat as well, pytest -k kl"),
+    ("response/eos_fraction", lambda now, first: now < first / 2, "answers no longer end by themselves: is EOS among the SFT targets, the score on the last token? pytest -k \"eos or last\""),
+    ("objective/entropy", lambda now, first: now < first / 10, "the policy answers the same whatever is asked: raise --beta or lower --lr; pytest -k \"whiten or clip\""),
+    ("policy/approxkl_avg", lambda now, first: now > 0.1, "an update moves the policy far from the rollout's: lower --lr or --epochs; pytest -k \"clip or first_minibatch\""),
+    ("val/explained_variance", lambda now, first: now < -1, "the critic is worse than a constant: lower --critic_lr; pytest -k \"gae or value\""),
+]
+
+
+def alarms(metrics, first, raised):
+    """Sentences about what has just begun to go wrong; each kind once, remembered in the list `raised`."""
+    found = [(key, why) for key, wrong, why in ALARMS if key not in raised and wrong(metrics[key], first[key])]
+    raised += [key for key, _ in found]
+    return [f"warning: {key} is {metrics[key]:.3g}, {first[key]:.3g} at first: {why}" for key, why in found]
 
 
 def check_ratio(ratio, dtype):

@@ -6,12 +6,16 @@ over ppo.py's own functions must land on it; with the KL dropped, flipped or mea
 it lands elsewhere.
 """
 import copy
+import os
+import re
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, softmax
 
+import ppo
 from common import adamw, autocast, cosine, generator, update
+from conftest import ROOT
 from data import UserError
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import lm_loss
@@ -308,3 +312,28 @@ def test_a_policy_learns_to_repeat_its_prompt():
             update(policy, adam, 1e-2)
             update(critic, critic_adam, 1e-2)
     assert share > 0.9, f"after 60 iterations the policy repeats {share:.0%} of its prompts (chance {1 / 12:.0%})"
+
+
+# ---- the run watches itself ----
+
+HEALTHY = {"objective/kl": 3.0, "response/eos_fraction": 0.98, "objective/entropy": 9.0, "policy/approxkl_avg": 0.01, "val/explained_variance": 0.4}
+FIRST = {**HEALTHY, "objective/kl": 0.0, "objective/entropy": 12.0}
+
+
+@pytest.mark.parametrize("key, value", [("objective/kl", 80.0), ("response/eos_fraction", 0.3), ("objective/entropy", 0.5),
+                                        ("policy/approxkl_avg", 0.5), ("val/explained_variance", -3.0)])
+def test_what_goes_wrong_is_said_once(key, value):
+    raised = []
+    assert ppo.alarms(HEALTHY, FIRST, raised) == [] and raised == [], "a healthy run is warned of"
+    said, = ppo.alarms({**HEALTHY, key: value}, FIRST, raised)
+    assert key in said and "pytest" in said, "the warning must name the metric and the test to run"
+    assert raised == [key] and ppo.alarms({**HEALTHY, key: value}, FIRST, raised) == [], "the same warning comes at every iteration"
+
+
+def test_every_test_that_an_alarm_names_exists():
+    names = [name for f in os.listdir(os.path.join(ROOT, "tests")) if f.startswith("test_") for name in re.findall(r"^def (test_\w+)", open(os.path.join(ROOT, "tests", f)).read(), re.M)]
+    text = " ".join(why for *_, why in ppo.ALARMS) + open(os.path.join(ROOT, "README.md")).read()
+    words = {w for k in re.findall(r'pytest -k (?:\\?"([\w ]+)\\?"|(\w+))', text) for w in re.split(" or ", k[0] or k[1])}
+    assert len(words) > 5
+    for word in words:
+        assert any(word in name for name in names), f"pytest -k {word} selects nothing"
