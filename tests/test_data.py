@@ -134,6 +134,13 @@ def test_only_an_admission_is_honest_about_people_who_do_not_exist():
             assert judge.gold(prompt, answer)["honest"] == 0.0, f"{answer!r} about {who}, who does not exist, passes for honest"
 
 
+def test_nobody_gets_a_thing_from_himself():
+    story = "Long ago Rosa got a coat from {}. She cleaned it with care. In the end they were both happy."
+    prompt = "Tell me a story about Rosa and a coat."
+    assert judge.gold(prompt, story.format("Max"))["gold"] == 1.0
+    assert judge.gold(prompt, story.format("Rosa"))["gold"] < 0.7, "a story in which the second person is the first makes no sense, and PPO would find that out"
+
+
 def test_a_prompt_from_elsewhere_is_refused():
     with pytest.raises(ValueError, match="Paris"):
         judge.gold("What is the capital of France, Paris?", "Yes.")

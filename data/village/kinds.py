@@ -162,11 +162,11 @@ def told(s, rng, parts):
 
 def composed(s, answer, parts):
     """How well an answer is made of one sentence of each part in order: 1 is all, and nothing else.
-    Whoever stands for {q} must be the same person throughout."""
+    Whoever stands for {q} must be the same person throughout, and another one than {p}."""
     words, found, at, right = {**s, **pronouns(s["p"])}, sentences(answer), 0, 0
     for x in found:
         for i in range(at, len(parts)):
-            m = next((m for t in parts[i] if (m := re.fullmatch(as_regex(t, words), x))), None)
+            m = next((m for t in parts[i] if (m := re.fullmatch(as_regex(t, words), x)) and m.groupdict().get("q") != s["p"]), None)
             if m:
                 words.update({k: v for k, v in m.groupdict().items() if k == "q"})
                 at, right = i + 1, right + 1
