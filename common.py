@@ -96,7 +96,10 @@ def settings_of(data, cls):
     if not os.path.exists(path):
         return {}
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    theirs = read_json(path).get(os.path.splitext(os.path.basename(inspect.getfile(cls)))[0], {})
+    settings, stage = read_json(path), os.path.splitext(os.path.basename(inspect.getfile(cls)))[0]
+    theirs = settings.get(stage, {}) if isinstance(settings, dict) else None
+    if not isinstance(theirs, dict):
+        raise UserError(f"{path}: expected {{stage: {{flag: value}}}}")
     for name, value in theirs.items():
         if name not in fields or type(value) is not type(fields[name].default):
             raise UserError(f"{path}: {name} = {value!r} is no flag of this script, or not of its type (--help lists them)")

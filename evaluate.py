@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from common import (STAGES, Common, Run, document_starts, entry, generator, model_from, pad, parse, read_log,
                     run_stage, text_loss, load)      # before torch: it says how threads wait
-from data import UserError, halves, load_judge, read_jsonl, read_tokens, replacing
+from data import UserError, load_judge, read_heldout, read_jsonl, read_tokens, replacing
 from model import ScalarGPT
 from ppo import forward_logprobs, in_parts, shown
 
@@ -111,10 +111,9 @@ def main():
     run = Run("evaluate", config, parents=stages)
     vocab, judge = run.vocab, load_judge(run.folder)
     models = {NAMES.get(s, s): model_from(run.parents[s]).to(run.device) for s in stages}
-    rows = [r for r in read_jsonl(os.path.join(run.folder, "prompts.jsonl"), ["prompt"]) if r.get("split") == "heldout"]
-    # one half: the other is there to look at while settings are being chosen
-    (_, unseen), (_, rows) = halves([r for r in rows if r.get("unseen")]), halves([r for r in rows if not r.get("unseen")])
-    rows = rows[:config.prompts] + unseen[:config.prompts // 5]
+    path = os.path.join(run.folder, "prompts.jsonl")
+    unseen = [r for r in read_jsonl(path, ["prompt"], "heldout") if r.get("unseen")]
+    rows = read_heldout(path, ["prompt"], final=True)[:config.prompts] + unseen[:config.prompts // 5]
     seen = [i for i, r in enumerate(rows) if not r.get("unseen")]
     prompts = [vocab.prompt(r["prompt"]) for r in rows]
     val = read_tokens(os.path.join(run.folder, "val.bin"), vocab)

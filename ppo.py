@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, become, by_length, document_batch, document_starts, entry, generator, model_from, pad,
                     parse, rounded, text_loss, update)      # before torch: it says how threads wait
-from data import UserError, halves, load_judge, read_jsonl, read_tokens
+from data import UserError, load_judge, read_heldout, read_jsonl, read_tokens
 from model import ScalarGPT
 from pretrain import lm_loss
 
@@ -234,7 +234,7 @@ def main():
     if too_long := sum(len(p) + config.max_new_tokens > block for p in prompts):
         raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(map(len, prompts))} tokens, do not fit the block of {block} together with "
                         f"--max_new_tokens={config.max_new_tokens}: shorten them, lower --max_new_tokens or take a larger --size")
-    heldout, _ = halves([r for r in read_jsonl(prompts_path, ["prompt"]) if r.get("split") == "heldout" and not r.get("unseen")])
+    heldout = read_heldout(prompts_path, ["prompt"])
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, by_length, cosine, entry, epoch_batches, generator, model_from, pad, parse,
                     update)      # before torch: it says how threads wait
-from data import UserError, half_of, halves, load_judge, read_jsonl, read_ranking, replacing
+from data import UserError, half_of, load_judge, read_heldout, read_jsonl, read_ranking, replacing
 from model import ScalarGPT
 
 import torch
@@ -98,12 +98,11 @@ def sampled_comparisons(run, config, judge, sources):
             print(f"taking the answers sampled before, from {path}")
             return rows
     sft = model_from(run.parents["sft"]).to(run.device)
-    file = "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl"
+    given_in = os.path.join(run.folder, "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl")
     fields = ["prompt"] if "judge" in sources else ["prompt", "response"]
     rows = []
     for split, n in (("train", config.prompts), ("heldout", config.heldout)):
-        given = [r for r in read_jsonl(os.path.join(run.folder, file), fields, split) if not r.get("unseen")]
-        given = halves(given)[0] if split == "heldout" else given
+        given = read_jsonl(given_in, fields, split) if split == "train" else read_heldout(given_in, fields)
         order = torch.randperm(len(given), generator=generator(config.seed, "prompts", split))[:n].tolist()
         given = [given[i] for i in order]
         k = config.answers if "judge" in sources else config.answers - 1

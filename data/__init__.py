@@ -170,9 +170,14 @@ def half_of(row):
     return int(hashlib.sha256(json.dumps(row["prompt"]).encode()).hexdigest(), 16) % 2
 
 
-def halves(rows):
-    """Held-out rows → (those to look at while a run or its settings are being worked on, those for the final table)."""
-    return [r for r in rows if half_of(r) == 1], [r for r in rows if half_of(r) == 0]
+def read_heldout(path, fields, final=False):
+    """The held-out rows of one half: that for looking at while a run and its settings are worked on, or the `final` table's.
+    Kinds that were never demonstrated are left out. Raises UserError if there is none."""
+    rows = [r for r in read_jsonl(path, fields, "heldout") if not r.get("unseen") and half_of(r) == (0 if final else 1)]
+    if not rows:
+        raise UserError(f"{path}: no held-out prompt falls into the half that {'the final table' if final else 'training looks at'} uses "
+                        f"(they are halved by what they say): hold out more")
+    return rows
 
 
 def check_prompt(prompt, where):

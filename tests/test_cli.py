@@ -100,7 +100,7 @@ def test_a_data_set_has_defaults_of_its_own(tmp_path):
     config = parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}", "--lr=0.25"])
     assert (config.iterations, config.lr, config.epochs) == (7, 0.25, ppo.Config.epochs), "a flag comes before the folder's setting, that before the default"
     assert parse(ppo.Config, ppo.__doc__, {"iterations": 2}, ["--size=smoke", f"--data={tmp_path}"]).iterations == 2
-    for wrong in ('{"ppo": {"iteration": 7}}', '{"ppo": {"iterations": "7"}}', "{"):
+    for wrong in ('{"ppo": {"iteration": 7}}', '{"ppo": {"iterations": "7"}}', "{", "[]", '{"ppo": 7}'):
         (tmp_path / "settings.json").write_text(wrong)
         with pytest.raises(UserError, match=r"settings\.json"):
             parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}"])

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import chat
 import common
 import reward
-from data import UserError, Vocab, load_judge, read_jsonl, read_ranking, read_tokens, replacing
+from data import UserError, Vocab, load_judge, read_heldout, read_jsonl, read_ranking, read_tokens, replacing
 from model import GPTConfig, ScalarGPT
 
 VILLAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village")
@@ -328,6 +328,17 @@ def test_a_missing_or_empty_file_is_a_sentence(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
     with pytest.raises(UserError, match="latin.jsonl is not UTF-8"):
         read_jsonl(str(tmp_path / "latin.jsonl"), ["prompt"])
+
+
+def test_too_few_held_out_prompts_for_two_halves_are_a_sentence(tmp_path):
+    path = lines(tmp_path / "prompts.jsonl", {"prompt": "Hi", "split": "heldout"}, {"prompt": "Ho"})
+    found = []
+    for final in (False, True):
+        try:
+            found += read_heldout(path, ["prompt"], final)
+        except UserError as e:
+            assert "prompts.jsonl" in str(e) and "hold out more" in str(e)
+    assert [r["prompt"] for r in found] == ["Hi"], "a prompt is in one half, and training prompts in none"
 
 
 def test_chosen_and_rejected_are_two_ranked_answers():

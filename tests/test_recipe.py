@@ -22,7 +22,7 @@ import torch
 import common
 import ppo
 from conftest import ROOT
-from data import UserError, halves, read_jsonl
+from data import UserError, read_heldout, read_jsonl
 from test_cli import run_main
 from test_data import KINDS, SHARES, prepare
 
@@ -138,8 +138,9 @@ def test_greedy_answers_can_be_evaluated(copy):
 
 def test_the_final_table_has_no_prompt_that_was_looked_at_before(smoke):
     # settings are chosen by looking at curves and accuracies; what they are chosen on can't also be their proof
-    rows = [r for r in read_jsonl(os.path.join(ROOT, "data", "village", "prompts.jsonl"), ["prompt"], "heldout") if not r.get("unseen")]
-    early, final = ([json.dumps(r["prompt"]) for r in half] for half in halves(rows))
+    path = os.path.join(ROOT, "data", "village", "prompts.jsonl")
+    rows = [r for r in read_jsonl(path, ["prompt"], "heldout") if not r.get("unseen")]
+    early, final = ([json.dumps(r["prompt"]) for r in read_heldout(path, ["prompt"], final)] for final in (False, True))
     assert len(early) + len(final) == len(rows) and not set(early) & set(final), "some prompts are in both halves"
     assert len(early) >= 900 and len(final) >= 1000
     compared = {json.dumps(r["prompt"]) for r in read_jsonl(str(smoke / "comparisons.jsonl"), ["prompt"], "heldout")}
