@@ -186,6 +186,7 @@ def in_parts(function, tokens, lengths, size):
 
 
 def ema_update(average, model, decay):
+    """average ← d · average + (1 − d) · weights."""
     for a, p in zip(average.parameters(), model.parameters()):
         a.data.lerp_(p.data, 1 - decay)
 
@@ -231,8 +232,9 @@ def main():
     block = policy.config.block_size
     prompts_path = os.path.join(run.folder, "prompts.jsonl")
     prompts = [vocab.prompt(r["prompt"]) for r in read_jsonl(prompts_path, ["prompt"], "train")]
-    if too_long := sum(len(p) + config.max_new_tokens > block for p in prompts):
-        raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(map(len, prompts))} tokens, do not fit the block of {block} together with "
+    tokens = [len(vocab.prompt(r["prompt"])) for r in read_jsonl(prompts_path, ["prompt"])]
+    if too_long := sum(n + config.max_new_tokens > block for n in tokens):
+        raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(tokens)} tokens, do not fit the block of {block} together with "
                         f"--max_new_tokens={config.max_new_tokens}: shorten them, lower --max_new_tokens or take a larger --size")
     heldout = read_heldout(prompts_path, ["prompt"])
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]

@@ -124,11 +124,12 @@ def run_main(name, *argv):
 
 
 @pytest.mark.parametrize("name, flags, says", [
-    ("ppo", ["--top_p=0.9"], "rollouts"), ("ppo", ["--temperature=0"], "above 0"), ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
+    ("ppo", ["--top_k=5"], "rollouts"), ("ppo", ["--top_p=0.9"], "rollouts"), ("ppo", ["--temperature=0"], "above 0"), ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
     ("reward", ["--answers=1"], "2 to 9"), ("reward", ["--answers=10"], "2 to 9"),
     ("pretrain", ["--base=out/village/pretrain.pt"], "starts from none"), ("evaluate", ["--fresh"], "anew"),
     ("evaluate", ["--stages=pretrain,ppo"], "sft"), ("evaluate", ["--stages=sft,reward"], "reward"), ("evaluate", ["--stages=sft,rlhf"], "rlhf")])
-def test_settings_that_can_not_work_are_refused_before_anything_starts(tmp_path, name, flags, says):
+def test_settings_that_can_not_work_are_refused_before_anything_starts(tmp_path, monkeypatch, name, flags, says):
+    monkeypatch.setattr(importlib.import_module(name), "Run", lambda *a, **k: pytest.fail(f"{name}.py started with {' '.join(flags)}"))
     with pytest.raises(UserError, match=says):
         run_main(name, f"--out={tmp_path}/run", *flags)
     assert not (tmp_path / "run").exists(), "something was written before the mistake was noticed"

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import chat
 import common
 import reward
-from data import UserError, Vocab, load_judge, read_heldout, read_jsonl, read_ranking, read_tokens, replacing
+import sft
+from data import UserError, Vocab, half_of, load_judge, read_heldout, read_jsonl, read_ranking, read_tokens, replacing
 from model import GPTConfig, ScalarGPT
 
 VILLAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village")
@@ -174,6 +175,22 @@ def test_no_prompt_is_on_both_sides():
         assert all(prepare.split_of(t) == split for t in texts), "the side depends on something else than the words"
 
 
+def test_a_side_and_a_half_are_the_same_in_every_process():
+    # with hash() or a random number every process would deal anew
+    held = [i for i in range(60) if prepare.split_of(f"Prompt number {i}.") == "heldout"]
+    assert held == [3, 35, 49, 57], "one run would train on what another holds out"
+    assert [half_of({"prompt": f"Prompt number {i}."}) for i in range(8)] == [1, 0, 1, 1, 1, 1, 0, 1], "a prompt that was looked at is in another run's final table"
+    assert half_of({"prompt": [{"role": "user", "content": "Hi."}]}) == 1
+
+
+def test_held_out_halves_have_no_prompt_in_common(tmp_path):
+    # settings are chosen by looking at the first; what they are chosen on can't also be their proof
+    path = lines(tmp_path / "prompts.jsonl", *({"prompt": f"Prompt number {i}.", "answer": k, "split": "heldout"} for k in (1, 2) for i in range(40)))
+    early, final = (read_heldout(path, ["prompt"], final) for final in (False, True))
+    assert len(early) + len(final) == 80 and 20 < len(early) < 60, "every row is in one of the halves, and neither is all"
+    assert not {r["prompt"] for r in early} & {r["prompt"] for r in final}, "a prompt that was looked at is in the final table"
+
+
 def test_kinds_kept_out_of_the_demonstrations_are_not_asked_in_training():
     unseen = set(KINDS) - set(SHARES)
     assert unseen, "some kinds must be left to measure generalisation"
@@ -222,6 +239,15 @@ def test_a_response_ends_in_eos_and_pad_is_another_token(vocab):
     assert ids[-1] == vocab.eos and ids.count(vocab.eos) == 1, "EOS is not among the targets"
     assert len({vocab.user, vocab.assistant, vocab.eos, vocab.pad}) == 4, "PAD must be a token of its own"
     assert vocab.size > max(vocab.special.values()), "vocab_size is the true size, special tokens included"
+
+
+def test_the_mask_of_a_demonstration_is_its_response_and_eos(vocab):
+    rows = [{"prompt": "Name a pet.", "response": "A cat."}, {"prompt": "Hi.", "response": "Hello, and a good day to you."}]
+    tokens, mask = sft.batch_of(sft.encode_demonstrations(rows, vocab, 128, "demonstrations.jsonl"), vocab, "cpu")
+    for row, t, m in zip(rows, tokens, mask):
+        n = len(vocab.prompt(row["prompt"]))
+        assert t[:n].tolist() == vocab.prompt(row["prompt"]) and not m[:n].any(), "the prompt is being learnt"
+        assert t[m].tolist() == vocab.response(row["response"]), "the mask is not the response with its EOS, whole and without a PAD"
 
 
 @pytest.mark.parametrize("special", ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"])

@@ -349,6 +349,7 @@ def test_value_clip_takes_the_larger_loss():
     assert abs(loss - 0.125) > 1e-9, "min(.25, .64) / 2: the clip must be pessimistic"
     assert abs(loss - 0.64) > 1e-9, "the ½ is missing"
     close(loss, 0.32, "½ max(.25, .64)")
+    close(value_loss(f64([[10.5]]), f64([[10.0]]), f64([[11.0]]), mask, 0.2), 0.32, "the clip is around the rollout's value, not around 0 or the return")
     values = f64([[0.5]]).requires_grad_()
     value_loss(values, old, ret, mask, 0.2).backward()
     close(values.grad, [[0.0]], "a value that has moved beyond the clip towards the return has nothing more to gain")
@@ -409,8 +410,15 @@ def test_no_masked_slot_reaches_any_result_or_gradient(poison):
 def test_poisoned_advantages_and_returns_do_not_leak(poison):
     mask, _, (logprobs, old, advantages, values, old_values) = episode()
     hide = lambda x: torch.where(mask != 0, x, poison)      # noqa: E731
-    close(policy_loss(logprobs, old, hide(advantages), mask), policy_loss(logprobs, old, advantages, mask), f"{poison} in a masked advantage")
-    close(value_loss(values, old_values, hide(advantages), mask), value_loss(values, old_values, advantages, mask), f"{poison} in a masked return")
+    for what, loss, by in (("advantage", policy_loss, logprobs), ("return", value_loss, values)):
+        found = []
+        for given in (advantages, hide(advantages)):
+            x = by.clone().requires_grad_()
+            loss(x, old if by is logprobs else old_values, given, mask).backward()
+            found.append((loss(x, old if by is logprobs else old_values, given, mask).detach(), x.grad))
+        close(found[1][0], found[0][0], f"{poison} in a masked {what} reaches the loss")
+        assert found[1][1].isfinite().all(), f"{poison} in a masked {what} makes the gradient NaN: 0 × NaN, where the loss is selected and not its inputs"
+        close(found[1][1], found[0][1], f"{poison} in a masked {what} reaches the gradient")
     close(gae(hide(advantages), values, mask)[0], gae(advantages, values, mask)[0], f"{poison} in a masked reward")
 
 

@@ -106,7 +106,9 @@ def test_dropout_works_in_training_and_only_there():
 def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled():
     model = small(vocab_size=70)
     assert len(model.wte.weight) > 70, "this test is about an embedding with padded rows"
-    model.wte.weight.data[70:] = 10 * model.ln_f.weight.data.sign()       # whatever the state, these rows would win
+    model.ln_f.weight.data.zero_()
+    model.ln_f.bias.data.fill_(1.0)
+    model.wte.weight.data[70:] = 10.0       # whatever the tokens, the state is all ones, and these rows would win
     logits = model(torch.randint(70, (4, 10)))
     assert logits.shape == (4, 10, 70), "logits of padded rows take part in the softmax"
     news = model.generate([[1, 2], [3]] * 8, 40)
@@ -366,6 +368,7 @@ def test_score_ignores_pads_and_an_eos_inside_the_prompt():
     model, eos, lengths = scalar(), 40, torch.tensor([5])
     row = torch.tensor([[1, eos, 2, 3, eos]])           # a chat of two turns: an EOS inside, and one at the end
     alone = model.score(row, lengths)
+    assert torch.allclose(alone, model(row)[:, 4], atol=1e-6), "read at the EOS inside the prompt"
     for pad in (0, 49, eos):
         padded = torch.cat([row, torch.full((1, 4), pad)], 1)
         assert torch.allclose(model.score(padded, lengths), alone, atol=1e-6), f"PADs of id {pad} change the score: an id is searched for instead of taking the length"

@@ -20,9 +20,11 @@ import pytest
 import torch
 
 import common
+import evaluate
 import ppo
 from conftest import ROOT
 from data import UserError, read_heldout, read_jsonl
+from model import Trunk
 from test_cli import run_main
 from test_data import KINDS, SHARES, prepare
 
@@ -102,6 +104,13 @@ def test_summary_has_all_numbers_of_all_stages(smoke):
 def test_every_logged_line_is_consistent(smoke):
     lines = log_of(smoke, "ppo")
     assert [x["step"] for x in lines] == list(range(len(lines))) and len(lines) > 1
+    adds_up(lines)
+    assert lines[0]["objective/kl"] == 0, "before the first update policy and reference are the same network"
+    assert lines[-1]["objective/kl_k3"] > 0, "the reference has moved along with the policy, or the policy has not moved"
+    assert lines[-1]["episode"] == 16 * len(lines)
+
+
+def adds_up(lines):
     for x in lines:
         total = x["objective/scores"] - x["objective/beta"] * x["objective/kl"]
         assert abs(x["objective/rlhf_reward"] - total) < 1e-4, "mean score − β KL must be the mean total reward"
@@ -109,9 +118,6 @@ def test_every_logged_line_is_consistent(smoke):
         assert x["objective/entropy"] >= 0 and x["objective/kl_k3"] >= 0, "neither can be negative"
         assert 0 <= x["policy/clipfrac_avg"] <= 1 and 0 <= x["val/clipfrac_avg"] <= 1 and 0 <= x["response/eos_fraction"] <= 1
         assert x["loss/ptx_avg"] > 0, "ptx is on by default, its loss can't be 0"
-    assert lines[0]["objective/kl"] == 0, "before the first update policy and reference are the same network"
-    assert lines[-1]["objective/kl_k3"] > 0, "the reference has moved along with the policy, or the policy has not moved"
-    assert lines[-1]["episode"] == 16 * len(lines)
 
 
 def test_training_moved_what_it_should_and_nothing_else(smoke):
@@ -236,7 +242,7 @@ def test_the_time_of_a_stage_is_its_own(copy, monkeypatch):
 
 @pytest.fixture(scope="session")
 def little(tmp_path_factory, village):
-    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages finished)"""
+    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages but PPO finished)"""
     folder = tmp_path_factory.mktemp("little") / "data"
     folder.mkdir()
     for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
@@ -251,9 +257,19 @@ def little(tmp_path_factory, village):
                 d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
                 p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
     out = folder.parent / "out"
-    for stage in STAGES:
+    for stage in STAGES[:-1]:
         run_little(stage, folder, out)
     return folder, out
+
+
+@pytest.fixture(scope="session")
+def whole(little, tmp_path_factory):
+    """The same with PPO finished as well. → folder"""
+    data, before = little
+    out = tmp_path_factory.mktemp("whole") / "out"
+    shutil.copytree(before, out)
+    run_little("ppo", data, out)
+    return out
 
 
 FLAGS = {       # a few steps of each stage, with everything on that has a state to lose
@@ -272,13 +288,13 @@ def parents_only(stage, source, out):
     shutil.copytree(source, out)
     for name in STAGES[STAGES.index(stage):]:
         for ending in (".pt", ".jsonl"):
-            (out / (name + ending)).unlink()
+            (out / (name + ending)).unlink(missing_ok=True)
     return out
 
 
 @pytest.mark.parametrize("stage, stop", [("pretrain", 3), ("sft", 4), ("reward", 2), ("ppo", 2)])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(little, tmp_path, monkeypatch, capsys, stage, stop):
-    data, whole = little
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(little, whole, tmp_path, monkeypatch, capsys, stage, stop):
+    data, _ = little
     out = parents_only(stage, whole, tmp_path / "out")
     log = common.Run.log
 
@@ -304,8 +320,8 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(little, tmp_path, monke
 
 
 def test_a_resumed_run_refuses_other_settings(little, tmp_path, monkeypatch):
-    data, whole = little
-    out = parents_only("pretrain", whole, tmp_path / "out")
+    data, before = little
+    out = parents_only("pretrain", before, tmp_path / "out")
     monkeypatch.setattr(common.Run, "log", lambda run, step, metrics: step == 1 and run.interrupt())
     with pytest.raises(SystemExit):
         run_little("pretrain", data, out)
@@ -335,11 +351,12 @@ def test_ctrl_c_saves_and_says_how_to_go_on(little, tmp_path):
 
 @pytest.fixture
 def spied(little, tmp_path, monkeypatch):
-    """Run PPO with flags, recording all calls of its pure functions → {name: [(arguments, result)]}, log, checkpoint."""
-    data, whole = little
+    """Run PPO with flags, recording all calls of these functions → {name: [(arguments, result)]}, log, checkpoint."""
+    data, before = little
 
     def run(*flags):
-        calls = {name: [] for name in ("kl_rewards", "gae", "masked_whiten", "policy_loss", "value_loss", "token_logprobs")}
+        names = ["kl_rewards", "gae", "masked_whiten", "policy_loss", "value_loss", "rollout", "eos_rule", "ema_update", "heldout_metrics", "text_loss", "update", "adapt_beta"]
+        calls = {name: [] for name in names}
 
         def spy(name, function):
             def wrapper(*args):
@@ -350,7 +367,7 @@ def spied(little, tmp_path, monkeypatch):
         with monkeypatch.context() as m:
             for name in calls:
                 m.setattr(ppo, name, spy(name, getattr(ppo, name)))
-            out = parents_only("ppo", whole, tmp_path / ("out" + "".join(flags).replace("/", "")))
+            out = parents_only("ppo", before, tmp_path / ("out" + "".join(flags).replace("/", "")))
             run_little("ppo", data, out, *flags)
         return calls, log_of(out, "ppo"), common.load(str(out / "ppo.pt"))
     return run
@@ -359,7 +376,8 @@ def spied(little, tmp_path, monkeypatch):
 def test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once(spied):
     calls, _, _ = spied("--iterations=1", "--episodes=8", "--minibatches=2", "--epochs=2", "--micro=2")
     assert len(calls["masked_whiten"]) == 1, "whitening is over the whole rollout, never per minibatch or microbatch"
-    (advantages, returns), = [result for _, result in calls["gae"]]
+    assert len(calls["gae"]) == 1, "advantages and returns are computed again inside the epochs, with a critic that moves"
+    advantages, returns = calls["gae"][0][1]
     (given, mask), white = calls["masked_whiten"][0]
     assert given is advantages, "not the advantages are whitened, or not the whole batch of them"
     assert torch.allclose(ppo.masked_mean(white, mask), torch.tensor(0.0), atol=1e-5)
@@ -378,8 +396,109 @@ def test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once(spied)
                 assert not args[i].requires_grad, f"a gradient flows into {what}"
 
 
+def rollouts_of(calls):
+    """What each iteration's rollout returned: (tokens, mask, lengths, has_eos). Evaluation samples too, from another network."""
+    policy = calls["rollout"][0][0][0]
+    return [result for args, result in calls["rollout"] if args[0] is policy]
+
+
+def test_first_minibatch_has_ratio_one(spied, monkeypatch):
+    checked = []
+    monkeypatch.setattr(ppo, "check_ratio", lambda ratio, dtype: checked.append(ratio))
+    calls, _, _ = spied("--iterations=1", "--episodes=8", "--minibatches=2", "--micro=2", "--temperature=0.7")
+    for new, old, _, mask, _ in [args for args, _ in calls["policy_loss"]][:2]:
+        worst = ppo.shown(new - old, mask).abs().max().item()
+        assert worst < 1e-5, f"nothing was updated, and the log ratio reaches {worst:.2g}: dropout is on, or padding, mask or temperature differ"
+    assert len(checked) == 2 and all((r - 1).abs().max() < 1e-4 for r in checked), "ppo.py does not hold the first minibatch against ratio 1"
+
+
+def test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays(spied, little):
+    calls, _, _ = spied()
+    reward_model = common.model_from(common.load(str(little[1] / "reward.pt")))
+    results = common.load(str(little[1] / "reward.pt"))["results"]
+    assert len(calls["eos_rule"]) == len(calls["kl_rewards"]), "the rule on a missing EOS is not applied"
+    for (tokens, _, lengths, has_eos), ((given, *_), _), ((scores, *_), _) in zip(rollouts_of(calls), calls["eos_rule"], calls["kl_rewards"], strict=True):
+        with torch.no_grad():
+            alone = torch.stack([reward_model(row[None, :n])[0, -1] for row, n in zip(tokens, lengths)])
+        assert torch.allclose(given, alone, atol=1e-5), "the reward model is read at another token than an answer's last, or changes while PPO runs"
+        ruled = [min(s, results["score_mean"] - results["score_std"]) if not e else s for s, e in zip(alone.tolist(), has_eos.tolist())]
+        assert torch.allclose(scores, torch.tensor(ruled), atol=1e-5), "an answer without EOS must score at most one standard deviation below the mean"
+
+
+def test_the_reference_stays_what_sft_made(spied, little):
+    calls, _, _ = spied("--temperature=0.7")
+    sft = common.model_from(common.load(str(little[1] / "sft.pt")))
+    for (tokens, mask, _, _), ((_, old, ref, _, _), _) in zip(rollouts_of(calls), calls["kl_rewards"], strict=True):
+        with torch.no_grad():
+            expected = ppo.token_logprobs(sft(tokens), tokens, 0.7)
+        assert torch.allclose(ppo.shown(ref, mask), ppo.shown(expected, mask), atol=1e-4), "the reference moves, or is read at another temperature than the policy"
+    assert ppo.shown(old - ref, mask).abs().max() > 1e-3, "this test needs a policy that has moved"
+
+
+def test_no_network_is_in_train_mode_during_ppo(spied, monkeypatch):
+    hidden = Trunk.hidden
+
+    def watched(network, *args, **more):
+        assert not network.training, f"dropout would be on in a {type(network).__name__} that samples, scores or is updated"
+        return hidden(network, *args, **more)
+    monkeypatch.setattr(Trunk, "hidden", watched)
+    spied("--iterations=2")
+
+
+def test_rollouts_use_the_raw_weights_and_evaluation_their_average(spied):
+    calls, _, done = spied()
+    policy, (average, raw, _) = calls["rollout"][0][0][0], calls["ema_update"][-1][0]
+    assert raw is policy and average is not policy and len(calls["ema_update"]) == 4 * 2 * 2, "the average follows the policy at every optimiser step"
+    assert [args[0] is policy for args, _ in calls["rollout"]] == [True, True, False] * 2, "iterations sample from the policy, evaluation from the average"
+    assert all(args[0] is average for name in ("heldout_metrics", "text_loss") for args, _ in calls[name]), "what is evaluated is not what is kept"
+    assert equal(done["model"], dict(average.state_dict())) and not equal(done["model"], dict(policy.state_dict())), "ppo.pt must hold the average"
+
+
+def test_gamma_multiplies_the_pretraining_gradient_and_nothing_else(spied, monkeypatch):
+    step, gradients = ppo.update, []
+
+    def watched(network, *args):
+        gradients.append(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in network.parameters()]).double())
+        return step(network, *args)
+    monkeypatch.setattr(ppo, "update", watched)
+    first = {}
+    for gamma in (0, 1, 3):
+        gradients.clear()
+        spied("--iterations=1", f"--ptx_coef={gamma}")
+        first[gamma] = gradients[0]
+    text = first[1] - first[0]
+    assert text.norm() > 0.01, "the pretraining gradient does not come into PPO's step"
+    assert (first[3] - first[0] - 3 * text).abs().max() < 1e-5, "gradient(ppo + γ lm) must be gradient(ppo) + γ gradient(lm)"
+
+
+def test_a_steep_critic_does_not_slow_the_policy(spied, monkeypatch):
+    _, _, plain = spied("--iterations=1", "--epochs=1")
+    loss = ppo.value_loss
+    monkeypatch.setattr(ppo, "value_loss", lambda *args: 1000 * loss(*args))
+    _, _, steep = spied("--iterations=1", "--epochs=1", "--micro=0")
+    assert equal(plain["model"], steep["model"]), "gradients are clipped by one norm over both networks: each has its own"
+
+
+def test_what_is_looked_at_on_the_way_is_not_in_the_final_table(little, whole, spied, monkeypatch):
+    data, out = little
+    compared = [r["prompt"] for r in read_jsonl(str(out / "comparisons.jsonl"), ["prompt"], "heldout")]
+    calls, _, _ = spied("--iterations=2")
+    curves = [r["prompt"] for r in calls["heldout_metrics"][0][0][1]]
+    vocab, final = common.Vocab(str(data)), []
+
+    def first(model, prompts, *args):
+        final.extend(prompts)
+        raise InterruptedError
+    monkeypatch.setattr(evaluate, "answers_of", first)
+    with pytest.raises(InterruptedError):
+        run_main("evaluate", "--size=smoke", "--device=cpu", f"--data={data}", f"--out={whole}")
+    looked = [vocab.prompt(p) for p in compared + curves]
+    assert compared and curves and final and not [p for p in looked if p in final], "settings would be chosen on the prompts that prove them"
+
+
 def test_logged_kl_and_reward_follow_their_formulas(spied):
     calls, log, _ = spied()
+    adds_up(log)
     for (args, rewards), line in zip(calls["kl_rewards"], log, strict=True):
         scores, logprobs, ref, mask, beta = args
         k1 = torch.where(mask, logprobs - ref, 0.0).double()
@@ -390,6 +509,7 @@ def test_logged_kl_and_reward_follow_their_formulas(spied):
         assert abs(line["objective/rlhf_reward"] - rewards.sum(1).mean()) < 1e-5
         entropy = -torch.where(mask, logprobs, 0.0).sum(1).mean()
         assert abs(line["objective/entropy"] - entropy) < 1e-3
+    assert [args[1] for args, _ in calls["adapt_beta"]] == [line["objective/kl"] for line in log], "the controller is given something else than k1"
     for line, after in zip(log, log[1:]):
         assert after["objective/beta"] == ppo.adapt_beta(line["objective/beta"], line["objective/kl"], 0.001, 8), "the controller sees the KL of this iteration, and acts on the next"
 
@@ -401,6 +521,8 @@ def test_microbatches_change_nothing(spied):
     for key, value in one[1][0].items():
         if key.startswith(("loss/", "policy/", "val/", "objective/")):
             assert abs(value - two[1][0][key]) < 1e-4, f"{key} depends on how a minibatch is split"
+    for whose, (_, a), (_, b) in zip(("policy", "critic"), one[0]["update"], two[0]["update"], strict=True):
+        assert abs(a - b) < 1e-4 * a, f"the {whose}'s gradient depends on how a minibatch is split"
 
 
 def test_gamma_zero_leaves_pretraining_text_out(spied, monkeypatch):
@@ -411,6 +533,7 @@ def test_gamma_zero_leaves_pretraining_text_out(spied, monkeypatch):
 
 def test_an_answer_that_fills_the_block_is_scored(spied, monkeypatch, vocab):
     prompt = "Name three animals."
-    monkeypatch.setattr(ppo, "read_jsonl", lambda path, fields, split=None: [{"prompt": prompt, "split": split or "heldout"}])
+    for reader in ("read_jsonl", "read_heldout"):
+        monkeypatch.setattr(ppo, reader, lambda path, fields, split=None: [{"prompt": prompt}])
     _, log, _ = spied("--iterations=1", "--episodes=16", f"--max_new_tokens={128 - len(vocab.prompt(prompt))}")
     assert log[0]["response/eos_fraction"] < 1, "this test needs an answer that runs to the end of the block"
