@@ -74,19 +74,23 @@ PLANTS = [
     (1, "the logits at t score the token at t", "ppo.py",
      "tokens[:, 1:, None]", "tokens[:, :-1, None]", "test_logprobs_are_not_shifted_by_one"),
     (1, "log-probabilities stand one column early", "ppo.py",
-     "F.pad(chosen - logits.logsumexp(-1), (1, 0))", "F.pad(chosen - logits.logsumexp(-1), (0, 1))", "test_logprobs_equal_log_softmax_of_the_position_before"),
+     "F.pad(chosen - logits.logsumexp(-1), (1, 0))", "F.pad(chosen - logits.logsumexp(-1), (0, 1))",
+     "test_logprobs_equal_log_softmax_of_the_position_before"),
     (1, "in SFT", "sft.py",
      "    logits = logits[:, :-1]\n", "    logits = logits[:, 1:]\n", "test_sft_loss_is_the_mean_over_response_tokens"),
     (1, "in pretraining", "pretrain.py",
      "logits[:, :-1].float()", "logits[:, 1:].float()", "test_pretraining_loss_predicts_the_next_token"),
     (1, "the value at t knows the token at t", "ppo.py",
-     "F.pad(forward(critic, tokens, cast)[:, :-1], (1, 0))", "forward(critic, tokens, cast)", "test_values_are_of_the_state_in_which_a_token_was_chosen"),
+     "F.pad(forward(critic, tokens, cast)[:, :-1], (1, 0))", "forward(critic, tokens, cast)",
+     "test_values_are_of_the_state_in_which_a_token_was_chosen"),
 
     (2, "dropout is on", "ppo.py",
-     'policy = model_from(run.parents["sft"]).to(run.device)\n', 'policy = model_from(run.parents["sft"]).to(run.device)\n    policy.train().dropout = 0.1\n',
+     'policy = model_from(run.parents["sft"]).to(run.device)\n',
+     'policy = model_from(run.parents["sft"]).to(run.device)\n    policy.train().dropout = 0.1\n',
      "test_first_minibatch_has_ratio_one"),
     (2, "the update pads on the left", "ppo.py",
-     "new = forward_logprobs(policy, x, config.temperature, run.cast)", "new = forward_logprobs(policy, x.roll(1, 1), config.temperature, run.cast).roll(-1, 1)",
+     "new = forward_logprobs(policy, x, config.temperature, run.cast)",
+     "new = forward_logprobs(policy, x.roll(1, 1), config.temperature, run.cast).roll(-1, 1)",
      "test_first_minibatch_has_ratio_one"),
     (2, "nothing looks at the ratio", "ppo.py",
      "if iteration == epoch == n == 0:", "if iteration == epoch == n == -1:", "test_first_minibatch_has_ratio_one"),
@@ -98,7 +102,8 @@ PLANTS = [
      "out[rows, :longest] = function", "out[rows.sort().values, :longest] = function", "test_scoring_in_parts_equals_scoring_at_once"),
 
     (3, "positions count the PADs on the left", "model.py",
-     "positions = (columns[:P] - pads[:, None]).clamp(min=0)", "positions = columns[:P].expand(B, P)", "test_cached_generation_equals_the_full_forward"),
+     "positions = (columns[:P] - pads[:, None]).clamp(min=0)", "positions = columns[:P].expand(B, P)",
+     "test_cached_generation_equals_the_full_forward"),
     (3, "new tokens are placed after the longest prompt", "model.py",
      "(column - pads)[:, None], [(*kv, column)", "(column - 0 * pads)[:, None], [(*kv, column)", "test_cached_generation_equals_the_full_forward"),
     (3, "another row's length moves this one", "model.py",
@@ -106,7 +111,8 @@ PLANTS = [
      "test_a_row_does_not_depend_on_the_rows_beside_it"),
 
     (4, "in the last column", "ppo.py",
-     "torch.where(mask != 0, columns, -1).amax(1, keepdim=True)", "torch.full((len(mask), 1), mask.size(1) - 1)", "test_score_lands_on_the_last_response_token"),
+     "torch.where(mask != 0, columns, -1).amax(1, keepdim=True)", "torch.full((len(mask), 1), mask.size(1) - 1)",
+     "test_score_lands_on_the_last_response_token"),
     (4, "on the PAD after EOS", "ppo.py",
      "torch.where(columns == last,", "torch.where(columns == last + 1,", "test_score_lands_on_the_last_response_token"),
     (4, "on the first token of the response", "ppo.py",
@@ -119,17 +125,21 @@ PLANTS = [
      "columns, -1).amax(1, keepdim=True)", "columns, -1).amax()", "test_every_row_gets_its_own_score_at_its_own_end"),
 
     (5, "in the last column", "model.py",
-     "return self(tokens).gather(1, (lengths.long() - 1)[:, None]).squeeze(1)", "return self(tokens)[:, -1]", "test_score_is_read_at_the_last_real_token"),
+     "return self(tokens).gather(1, (lengths.long() - 1)[:, None]).squeeze(1)", "return self(tokens)[:, -1]",
+     "test_score_is_read_at_the_last_real_token"),
     (5, "one token too early", "model.py",
      "(lengths.long() - 1)[:, None]", "(lengths.long() - 2).clamp(min=0)[:, None]", "test_score_is_read_at_the_last_real_token"),
     (5, "mean over the row, PADs included", "model.py",
-     "return self(tokens).gather(1, (lengths.long() - 1)[:, None]).squeeze(1)", "return self(tokens).mean(1)", "test_score_ignores_pads_and_an_eos_inside_the_prompt"),
+     "return self(tokens).gather(1, (lengths.long() - 1)[:, None]).squeeze(1)", "return self(tokens).mean(1)",
+     "test_score_ignores_pads_and_an_eos_inside_the_prompt"),
     (5, "at the first EOS, which is in the prompt", "model.py",
-     "(lengths.long() - 1)[:, None]", "(tokens == tokens[0, lengths[0] - 1]).int().argmax(1)[:, None]", "test_score_ignores_pads_and_an_eos_inside_the_prompt"),
+     "(lengths.long() - 1)[:, None]", "(tokens == tokens[0, lengths[0] - 1]).int().argmax(1)[:, None]",
+     "test_score_ignores_pads_and_an_eos_inside_the_prompt"),
     (5, "PPO reads the last column", "ppo.py",
      "outputs.gather(1, lengths[:, None] - 1)", "outputs[:, -1:]", "test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays"),
     (5, "PPO reads one token too early", "ppo.py",
-     "outputs.gather(1, lengths[:, None] - 1)", "outputs.gather(1, lengths[:, None] - 2)", "test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays"),
+     "outputs.gather(1, lengths[:, None] - 1)", "outputs.gather(1, lengths[:, None] - 2)",
+     "test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays"),
 
     (6, "the whole recursion is unmasked", "ppo.py",
      "    rewards, values = shown(rewards, mask), shown(values, mask)\n    advantages", "    mask = torch.ones_like(mask)\n    advantages",
@@ -147,7 +157,8 @@ PLANTS = [
         next_value = raw[:, t + 1] if t + 1 < raw.size(1) else torch.zeros_like(raw[:, 0])
 """, "test_gae_does_not_bootstrap_past_the_end"),
     (6, "V of the last token is taken for the value after it", "ppo.py",
-     "    next_value = next_advantage = torch.zeros_like(values[:, 0])\n", "    next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])\n",
+     "    next_value = next_advantage = torch.zeros_like(values[:, 0])\n",
+     "    next_value, next_advantage = values[:, -1], torch.zeros_like(values[:, 0])\n",
      "test_gae_recursion"),
     (6, "the recursion starts anew after a gap in the mask", "ppo.py",
      "next_advantage = torch.where(here, advantage, next_advantage)", "next_advantage = shown(advantage, here)",
@@ -160,7 +171,8 @@ PLANTS = [
     (7, "from left to right", "ppo.py",
      "for t in reversed(range(values.size(1))):", "for t in range(values.size(1)):", "test_gae_recursion"),
     (7, "no recursion at all", "ppo.py",
-     "advantage = delta + gamma * lam * next_advantage", "advantage = delta", "test_probe_a_reward_three_tokens_later_reaches_the_token_that_earned_it"),
+     "advantage = delta + gamma * lam * next_advantage", "advantage = delta",
+     "test_probe_a_reward_three_tokens_later_reaches_the_token_that_earned_it"),
     (7, "returns are the advantages", "ppo.py",
      "return advantages, advantages + values", "return advantages, advantages", "test_returns_are_advantages_plus_values"),
     (7, "the critic learns advantages", "ppo.py",
@@ -172,13 +184,16 @@ PLANTS = [
     (8, "policy loss selects after exp", "ppo.py",
      "(shown(logprobs, mask) - shown(old_logprobs, mask)).clamp(max=60).exp()", "shown((up(logprobs) - up(old_logprobs)).exp(), mask)",
      "test_no_masked_slot_reaches_any_result_or_gradient"),
-    (8, "advantages are not masked", "ppo.py",
-     "    advantages = shown(advantages, mask)\n", "", "test_poisoned_advantages_and_returns_do_not_leak"),
-    (8, "returns are not masked", "ppo.py",
-     "shown(values, mask), shown(old_values, mask), shown(returns, mask)\n", "shown(values, mask), shown(old_values, mask), returns\n",
-     "test_poisoned_advantages_and_returns_do_not_leak"),
+    (8, "value loss selects its result and not its inputs", "ppo.py",
+     "values, old_values, returns = shown(values, mask), shown(old_values, mask), shown(returns, mask)",
+     "values, old_values, returns = up(values), up(old_values), up(returns)",
+     "test_no_masked_slot_reaches_any_result_or_gradient"),
+    (8, "the mean multiplies", "ppo.py",
+     "return shown(x, mask).sum() / (mask != 0).sum().clamp(min=1)", "return (up(x) * (mask != 0)).sum() / (mask != 0).sum().clamp(min=1)",
+     "test_no_masked_slot_reaches_any_result_or_gradient"),
     (8, "values in GAE are not masked", "ppo.py",
-     "rewards, values = shown(rewards, mask), shown(values, mask)\n", "rewards = shown(rewards, mask)\n", "test_no_masked_slot_reaches_any_result_or_gradient"),
+     "rewards, values = shown(rewards, mask), shown(values, mask)\n", "rewards = shown(rewards, mask)\n",
+     "test_no_masked_slot_reaches_any_result_or_gradient"),
     (8, "the KL is multiplied by the mask", "ppo.py",
      "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask))", "rewards = -beta * (up(logprobs) - up(ref_logprobs)) * (mask != 0)",
      "test_no_masked_slot_reaches_any_result_or_gradient"),
@@ -204,7 +219,8 @@ PLANTS = [
     (9, "rollout mask begins one token early", "ppo.py",
      "mask = (columns >= starts[:, None]) &", "mask = (columns >= starts[:, None] - 1) &", "test_rollout_marks_the_response_and_nothing_else"),
     (9, "policy loss without its mask", "ppo.py",
-     "    ratio = (shown(logprobs, mask)", "    mask = torch.ones_like(mask)\n    ratio = (shown(logprobs, mask)", "test_prompt_tokens_are_not_trained_on"),
+     "    ratio = (shown(logprobs, mask)", "    mask = torch.ones_like(mask)\n    ratio = (shown(logprobs, mask)",
+     "test_prompt_tokens_are_not_trained_on"),
 
     (10, "sign of the penalty", "ppo.py",
      "rewards = -beta * (shown", "rewards = beta * (shown", "test_kl_penalty_has_the_right_sign_and_only_on_the_response"),
@@ -216,7 +232,8 @@ PLANTS = [
      "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask))",
      "gap = shown(ref_logprobs, mask) - shown(logprobs, mask)\n    rewards = -beta * gap.exp() * gap", "test_kl_is_from_the_policy_to_the_reference"),
     (10, "|log ratio|", "ppo.py",
-     "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask))", "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask)).abs()",
+     "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask))",
+     "rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask)).abs()",
      "test_kl_is_from_the_policy_to_the_reference"),
     (10, "sign of k3", "ppo.py",
      "shown(torch.expm1(-kl) + kl, mask)", "shown(torch.expm1(kl) - kl, mask)", "test_logged_kl_and_reward_follow_their_formulas"),
@@ -264,7 +281,8 @@ PLANTS = [
      "test_the_policy_that_was_sampled_is_the_one_that_is_scored"),
 
     (15, "PADs on the left are seen", "model.py",
-     "mask = seen[:, None, None, :column + 1]", "mask = torch.ones_like(seen)[:, None, None, :column + 1]", "test_cached_generation_equals_the_full_forward"),
+     "mask = seen[:, None, None, :column + 1]", "mask = torch.ones_like(seen)[:, None, None, :column + 1]",
+     "test_cached_generation_equals_the_full_forward"),
     (15, "keys are written one column early", "model.py",
      "[(*kv, column) for kv in caches]", "[(*kv, column - 1) for kv in caches]", "test_cached_generation_equals_the_full_forward"),
     (15, "caches are not reordered when rows are dropped", "model.py",
@@ -282,7 +300,8 @@ PLANTS = [
      "variance = masked_mean((x - mean) ** 2, mask)", "variance = x[mask != 0].var() if (mask != 0).sum() > 1 else mean * 0",
      "test_whitening_ignores_pads_and_divides_by_n"),
     (16, "the mean counts PADs", "ppo.py",
-     "x, mean = shown(x, mask), masked_mean(x, mask)", "x, mean = shown(x, mask), shown(x, mask).mean()", "test_whitening_ignores_pads_and_divides_by_n"),
+     "x, mean = shown(x, mask), masked_mean(x, mask)", "x, mean = shown(x, mask), shown(x, mask).mean()",
+     "test_whitening_ignores_pads_and_divides_by_n"),
     (16, "the variance counts PADs", "ppo.py",
      "variance = masked_mean((x - mean) ** 2, mask)", "variance = ((x - mean) ** 2).mean()", "test_whitening_ignores_pads_and_divides_by_n"),
 
@@ -298,7 +317,8 @@ PLANTS = [
      "pg = policy_loss(new, old, adv, m, config.clip)", "pg = policy_loss(new, old, masked_whiten(adv, m), m, config.clip)",
      "test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once"),
     (18, "per minibatch", "ppo.py",
-     "                count = mask[rows].sum()\n", "                count = mask[rows].sum()\n                whitened = whitened.index_copy(0, rows, masked_whiten(advantages[rows], mask[rows]))\n",
+     "                count = mask[rows].sum()\n",
+     "                count = mask[rows].sum()\n                whitened = whitened.index_copy(0, rows, masked_whiten(advantages[rows], mask[rows]))\n",
      "test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once"),
 
     (19, "min instead of max", "ppo.py",
@@ -343,7 +363,8 @@ PLANTS = [
      "(columns >= starts[:, None]) & (columns < lengths[:, None])", "(columns >= starts[:, None]) & (columns < lengths[:, None] - 1)",
      "test_the_mask_of_a_demonstration_is_its_response_and_eos"),
     (22, "SFT loss leaves the last target out", "sft.py",
-     "    total = F.cross_entropy(", "    targets = targets.masked_fill(tokens[:, 1:] == tokens[:, 1:].amax(1, keepdim=True), -100)\n    total = F.cross_entropy(",
+     "    total = F.cross_entropy(",
+     "    targets = targets.masked_fill(tokens[:, 1:] == tokens[:, 1:].amax(1, keepdim=True), -100)\n    total = F.cross_entropy(",
      "test_sft_teaches_when_to_stop"),
     (22, "rows go on after EOS", "model.py",
      "            live = ~done\n", "            live = done | ~done\n", "test_an_answer_ends_with_its_first_eos"),
@@ -354,16 +375,19 @@ PLANTS = [
     (23, "padded rows have logits", "model.py",
      "self.wte.weight[:self.config.vocab_size])", "self.wte.weight)", "test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled"),
     (23, "padded rows are sampled", "model.py",
-     "new = sample(self.unembed(x),", "new = sample(F.linear(x, self.wte.weight),", "test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled"),
+     "new = sample(self.unembed(x),", "new = sample(F.linear(x, self.wte.weight),",
+     "test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled"),
 
     (24, "the loss is swapped", "reward.py",
      "F.softplus(-margin)", "F.softplus(margin)", "test_winner_and_loser_are_not_swapped"),
     (24, "rank 1 is the worst", "reward.py",
      "(ranks[:, :, None] < ranks[:, None, :])", "(ranks[:, :, None] > ranks[:, None, :])", "test_winner_and_loser_are_not_swapped"),
     (24, "the rejected answer is the chosen one", "data/__init__.py",
-     'return [row["chosen"], row["rejected"]], [1, 2]', 'return [row["chosen"], row["rejected"]], [2, 1]', "test_chosen_and_rejected_are_two_ranked_answers"),
+     'return [row["chosen"], row["rejected"]], [1, 2]', 'return [row["chosen"], row["rejected"]], [2, 1]',
+     "test_chosen_and_rejected_are_two_ranked_answers"),
     (24, "divided by C(K, 2) twice", "reward.py",
-     "return losses.sum() / better.sum().clamp(min=1)", "return losses.sum() / better.sum().clamp(min=1) / (scores.size(1) * (scores.size(1) - 1) // 2)",
+     "return losses.sum() / better.sum().clamp(min=1)",
+     "return losses.sum() / better.sum().clamp(min=1) / (scores.size(1) * (scores.size(1) - 1) // 2)",
      "test_ranking_loss_of_equal_scores_is_ln_2"),
     (24, "averaged for each prompt, then over prompts", "reward.py",
      "return losses.sum() / better.sum().clamp(min=1)", "return (losses.sum((1, 2)) / better.sum((1, 2)).clamp(min=1)).mean()",
@@ -381,14 +405,16 @@ PLANTS = [
 
     (25, "clipped after the step", "common.py",
      "    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()",
-     "    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()", "test_gradients_are_clipped_before_the_step_and_cleared_after_it"),
+     "    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()",
+     "test_gradients_are_clipped_before_the_step_and_cleared_after_it"),
     (25, "clipped by value", "common.py",
      "    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()",
      "    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()\n    torch.nn.utils.clip_grad_value_(model.parameters(), clip)",
      "test_gradients_are_clipped_before_the_step_and_cleared_after_it"),
     (25, "one norm over policy and critic", "ppo.py",
      "                update(policy, optimizer, config.lr * warm)\n",
-     "                torch.nn.utils.clip_grad_norm_([*policy.parameters(), *critic.parameters()], 1.0)\n                update(policy, optimizer, config.lr * warm)\n",
+     "                torch.nn.utils.clip_grad_norm_([*policy.parameters(), *critic.parameters()], 1.0)\n"
+     "                update(policy, optimizer, config.lr * warm)\n",
      "test_a_steep_critic_does_not_slow_the_policy"),
     (25, "gradients are not cleared", "common.py",
      "    optimizer.zero_grad(set_to_none=True)\n", "", "test_gradients_are_clipped_before_the_step_and_cleared_after_it"),
@@ -407,10 +433,12 @@ PLANTS = [
      'beta = state["beta"]\n', "beta = config.beta\n", "test_logged_kl_and_reward_follow_their_formulas"),
 
     (27, "the reward model", "ppo.py",
-     "reward_model = model_from(run.parents[\"reward\"], ScalarGPT).to(run.device)", "reward_model = model_from(run.parents[\"reward\"], ScalarGPT).to(run.device).train()",
+     "reward_model = model_from(run.parents[\"reward\"], ScalarGPT).to(run.device)",
+     "reward_model = model_from(run.parents[\"reward\"], ScalarGPT).to(run.device).train()",
      "test_no_network_is_in_train_mode_during_ppo"),
     (27, "the reference", "ppo.py",
-     "reference = copy.deepcopy(policy).requires_grad_(False)", "reference = copy.deepcopy(policy).requires_grad_(False).train()", "test_no_network_is_in_train_mode_during_ppo"),
+     "reference = copy.deepcopy(policy).requires_grad_(False)", "reference = copy.deepcopy(policy).requires_grad_(False).train()",
+     "test_no_network_is_in_train_mode_during_ppo"),
     (27, "the policy, in its update", "ppo.py",
      "        # 5. update\n", "        policy.train()\n", "test_no_network_is_in_train_mode_during_ppo"),
     (27, "every network that has sampled", "model.py",
@@ -435,7 +463,8 @@ PLANTS = [
     (29, "γ is forgotten", "ppo.py",
      "(config.ptx_coef * ptx).backward()", "ptx.backward()", "test_gamma_multiplies_the_pretraining_gradient_and_nothing_else"),
     (29, "γ twice", "ppo.py",
-     "(config.ptx_coef * ptx).backward()", "(config.ptx_coef ** 2 * ptx).backward()", "test_gamma_multiplies_the_pretraining_gradient_and_nothing_else"),
+     "(config.ptx_coef * ptx).backward()", "(config.ptx_coef ** 2 * ptx).backward()",
+     "test_gamma_multiplies_the_pretraining_gradient_and_nothing_else"),
     (29, "a step of its own", "ppo.py",
      "                if config.ptx_coef:  ", "                update(policy, optimizer, config.lr * warm)\n                if config.ptx_coef:  ",
      "test_gamma_multiplies_the_pretraining_gradient_and_nothing_else"),
@@ -443,7 +472,8 @@ PLANTS = [
      "                if config.ptx_coef:  ", "                if True:  ", "test_gamma_zero_leaves_pretraining_text_out"),
 
     (30, "optimisers start anew", "common.py",
-     "for name, part in parts.items():\n                part.update", "for name, part in parts.items():\n                if \"optimizer\" in name:\n                    continue\n                part.update",
+     "for name, part in parts.items():\n                part.update",
+     "for name, part in parts.items():\n                if \"optimizer\" in name:\n                    continue\n                part.update",
      "test_a_run_that_was_stopped_ends_as_one_that_was_not"),
     (30, "β starts anew", "ppo.py",
      "critic_optimizer=critic_optimizer, state=state)\n\n    run.finish", "critic_optimizer=critic_optimizer, state={})\n\n    run.finish",
@@ -452,18 +482,21 @@ PLANTS = [
      "first = run.resume(policy=policy, critic=critic, average=average,", "first = run.resume(policy=policy, critic=critic,",
      "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
     (30, "the critic starts anew", "ppo.py",
-     "first = run.resume(policy=policy, critic=critic,", "first = run.resume(policy=policy,", "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "first = run.resume(policy=policy, critic=critic,", "first = run.resume(policy=policy,",
+     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
     (30, "only the critic's optimiser starts anew", "ppo.py",
      "optimizer=optimizer, critic_optimizer=critic_optimizer, state=state)\n    print", "optimizer=optimizer, state=state)\n    print",
      "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
     (30, "rollouts from the global generator", "ppo.py",
-     'rng = generator(config.seed, "rollout", iteration)', "rng = torch.default_generator", "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     'rng = generator(config.seed, "rollout", iteration)', "rng = torch.default_generator",
+     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
     (30, "SFT's order from the global generator", "sft.py",
      'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_was_stopped_ends_as_one_that_was_not[sft-4]"),
     (30, "reward's order from the global generator", "reward.py",
      'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_was_stopped_ends_as_one_that_was_not[reward-2]"),
     (30, "dropout from the global generator", "pretrain.py",
-     "        torch.manual_seed(config.seed * 1_000_003 + step)     # dropout\n", "", "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
+     "        torch.manual_seed(config.seed * 1_000_003 + step)     # dropout\n", "",
+     "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
     (30, "a step is left out", "pretrain.py",
      "run.checkpoint(step + 1,", "run.checkpoint(step + 2,", "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
 
@@ -479,12 +512,14 @@ PLANTS = [
      "heldout_metrics(average,", "heldout_metrics(policy,", "test_rollouts_use_the_raw_weights_and_evaluation_their_average"),
     ("EMA", "once an iteration", "ppo.py",
      "                ema_update(average, policy, config.ema)\n                stats.append(step_stats)\n",
-     "                stats.append(step_stats)\n        ema_update(average, policy, config.ema)\n", "test_rollouts_use_the_raw_weights_and_evaluation_their_average"),
+     "                stats.append(step_stats)\n        ema_update(average, policy, config.ema)\n",
+     "test_rollouts_use_the_raw_weights_and_evaluation_their_average"),
 
     ("EOS rule", "raises bad scores", "ppo.py",
      "scores.clamp(max=mean - std)", "torch.full_like(scores, mean - std)", "test_an_answer_without_eos_is_worth_less_than_average"),
     ("EOS rule", "the wrong way round", "ppo.py",
-     "torch.where(has_eos, scores, scores.clamp", "torch.where(~has_eos, scores, scores.clamp", "test_an_answer_without_eos_is_worth_less_than_average"),
+     "torch.where(has_eos, scores, scores.clamp", "torch.where(~has_eos, scores, scores.clamp",
+     "test_an_answer_without_eos_is_worth_less_than_average"),
     ("EOS rule", "not applied", "ppo.py",
      "        scores = eos_rule(scores, has_eos, rm[\"score_mean\"], rm[\"score_std\"])\n", "",
      "test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays"),
@@ -517,7 +552,8 @@ PLANTS = [
      "    while split_of(text) != split:\n        text, s = ask(kind, rng)\n", "", "test_pretraining_text_holds_no_held_out_prompt"),
 
     ("text", "a typed special token is one", "data/__init__.py",
-     "self.encoding.encode_ordinary(self.prefix + text)", 'self.encoding.encode(self.prefix + text, allowed_special="all")', "test_special_tokens_in_a_text_stay_text"),
+     "self.encoding.encode_ordinary(self.prefix + text)", 'self.encoding.encode(self.prefix + text, allowed_special="all")',
+     "test_special_tokens_in_a_text_stay_text"),
     ("text", "turns without EOS", "data/__init__.py",
      'ids += [*self.encode(turn["content"]), self.eos]', 'ids += self.encode(turn["content"])', "test_several_turns_are_separated_by_eos"),
     ("text", "PAD is EOS", "data/__init__.py",
@@ -548,14 +584,16 @@ PLANTS = [
      "torch.searchsorted(cdf, target, right=True)", "torch.searchsorted(cdf, target)", "test_a_token_of_probability_zero_is_never_sampled"),
     ("sampling", "a row's noise depends on how many there are", "model.py",
      "noise = torch.rand(B, max_new_tokens, generator=generator, device=noise_device).to(device)",
-     "noise = torch.rand(max_new_tokens, B, generator=generator, device=noise_device).to(device).T", "test_more_prompts_leave_the_first_answers_as_they_were"),
+     "noise = torch.rand(max_new_tokens, B, generator=generator, device=noise_device).to(device).T",
+     "test_more_prompts_leave_the_first_answers_as_they_were"),
     ("sampling", "top-p drops the token that crosses p", "model.py",
      "probs.cumsum(-1) - probs >= top_p", "probs.cumsum(-1) >= top_p", "test_sampling_follows_the_distribution_it_says"),
 
     ("reward model", "the head starts at random", "model.py",
      "        nn.init.zeros_(self.head.weight)        # so the first ranking loss is ln 2 exactly\n", "", "test_head_starts_at_zero"),
     ("reward model", "the shift is lost", "model.py",
-     'self.register_buffer("shift", torch.zeros(()))', 'self.register_buffer("shift", torch.zeros(()), persistent=False)', "test_shift_is_subtracted_from_every_score"),
+     'self.register_buffer("shift", torch.zeros(()))', 'self.register_buffer("shift", torch.zeros(()), persistent=False)',
+     "test_shift_is_subtracted_from_every_score"),
     ("reward model", "scores in bf16", "model.py",
      "enabled=False):      # scores", "enabled=True):      # scores", "test_scores_keep_float32_precision_under_bf16_autocast"),
 
@@ -586,6 +624,7 @@ def files_of_tests():
 
 
 def node(test):
+    """A test's name as pytest takes it."""
     return f"{files_of_tests()[test.split('[')[0]]}::{test}"
 
 
@@ -617,13 +656,8 @@ class Watch:
             self.raised.append((item.name, call.when, call.excinfo.typename))
 
 
-def start(folder, nodes, change=None):
-    """Fork; the child runs the tests in a copy of the project under `folder`, with `change` (file, content) made. → its process id"""
-    copy = os.path.join(folder, "copy")
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "experiments", "*.bin", "*.jsonl", "*.tmp"))
-    if change:
-        with open(os.path.join(copy, change[0]), "w", encoding="utf-8") as f:
-            f.write(change[1])
+def start(folder, nodes):
+    """Fork; the child runs the tests in folder/copy, a copy of the project. → its process id"""
     if pid := os.fork():
         return pid
     log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT)
@@ -631,10 +665,11 @@ def start(folder, nodes, change=None):
     os.dup2(log, 2)
     signal.setitimer(signal.ITIMER_PROF, 300)       # of CPU time: a plant may loop for ever
     import pytest
-    os.chdir(copy)
+    os.chdir(os.path.join(folder, "copy"))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) not in (HERE, ROOT)]
     watch = Watch()
-    code = pytest.main(["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir=.", f"--basetemp={folder}/tmp", *(os.path.join("tests", n) for n in nodes)], plugins=[watch])
+    arguments = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir=.", f"--basetemp={folder}/tmp", *(f"tests/{n}" for n in nodes)]
+    code = pytest.main(arguments, plugins=[watch])
     with open(os.path.join(folder, "result"), "w") as f:
         json.dump([int(code), watch.raised], f)
     sys.stdout.flush()
@@ -687,7 +722,6 @@ def main():
     # what every child would import; nothing of the project, which has to come from the copy
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
-    sys.dont_write_bytecode = True
     import hypothesis, numpy, pytest, tiktoken, torch._dynamo, tqdm     # noqa: E401, F401
     torch.set_num_threads(1)
     if any("transformers" in p[5] for p in plants):
@@ -695,7 +729,8 @@ def main():
 
     found = {"red": 0, "MISSED": 0, "ERROR": 0}
     with tempfile.TemporaryDirectory() as home:
-        os.mkdir(clean := os.path.join(home, "clean"))
+        clean = os.path.join(home, "clean")
+        shutil.copytree(ROOT, f"{clean}/copy", ignore=shutil.ignore_patterns(".*", "__pycache__", "out", "experiments", "*.bin", "*.jsonl", "*.tmp"))
         os.waitpid(start(clean, sorted({node(p[5]) for p in plants})), 0)
         if verdict(clean) != "MISSED":
             print(f"ERROR: a test is red without a plant\n{read(os.path.join(clean, 'log'))}", file=sys.stderr)
@@ -705,7 +740,10 @@ def main():
             while waiting and len(running) < jobs:
                 plant, source = waiting.pop(0)
                 folder = tempfile.mkdtemp(dir=home)
-                running[start(folder, [node(plant[5])], (plant[2], source))] = plant, folder
+                shutil.copytree(f"{clean}/copy", f"{folder}/copy")      # with what Python has compiled by now
+                with open(f"{folder}/copy/{plant[2]}", "w", encoding="utf-8") as f:
+                    f.write(source)
+                running[start(folder, [node(plant[5])])] = plant, folder
             pid, _ = os.wait()
             (bug, what, _, _, _, test), folder = running.pop(pid)
             result = verdict(folder)
