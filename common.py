@@ -7,6 +7,7 @@ All randomness of a step comes from generators seeded by (seed, what for, step),
 resumed draws what it would have drawn, and no generator's state has to be stored.
 """
 import contextlib
+import ctypes
 import dataclasses
 import difflib
 import hashlib
@@ -19,10 +20,12 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
-# how threads wait is read when torch loads its OpenMP: asleep, because two that spin while another program wants
-# a core slow each other down ten times
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a thread that waits for the others keeps looking before it sleeps is read when torch loads its OpenMP. A
+# tenth of a millisecond makes a small model's step half as fast again as sleeping at once; OpenMP's own default, a hundred
+# times as long, slows it down ten times where another program wants one of the cores.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -163,6 +166,14 @@ def autocast(device, dtype):
     return torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def keep_memory():
+    """Let the C library keep what is freed: given back to the system and taken anew, page by page, it costs up to a third of a step."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(-1, 1 << 30)       # M_TRIM_THRESHOLD
+        libc.mallopt(-4, 0)             # M_MMAP_MAX: large blocks from the heap as well
+
+
 def generator(*what):
     """A random generator seeded by what it is for, e.g. (seed, "ptx", step)."""
     return torch.Generator().manual_seed(int(hashlib.sha256(repr(what).encode()).hexdigest()[:15], 16))
@@ -271,10 +282,13 @@ def load(path, stage=None):
     if not os.path.exists(path):
         raise UserError(f"{path} is missing" + (f"; python {stage}.py makes it" if stage in STAGES else ""))
     try:
+        if zipfile.ZipFile(path).testzip():     # torch.load ignores the checksums
+            raise ValueError
         content = torch.load(path, map_location="cpu", weights_only=True)
-        content["stage"], content["model"]
+        for key in ("stage", "model", "config", "vocab", "parents", "step" if path.endswith(".resume.pt") else "hash"):
+            content[key]
     except Exception as e:
-        raise UserError(f"{path} can't be read as a checkpoint of this project ({type(e).__name__}): it may be cut off; "
+        raise UserError(f"{path} can't be read as a checkpoint of this project ({type(e).__name__}): it may be cut off or damaged; "
                         f"delete it and run its stage again") from None
     if stage and not content["stage"].startswith(stage):
         raise UserError(f"{path} is a checkpoint of {content['stage']}, not of {stage}")
@@ -307,6 +321,7 @@ class Run:
         self.vocab = Vocab(self.folder)
         self.device = pick_device(config.device)
         torch.set_flush_denormal(True)      # numbers under 1e-38 count as 0: they slow a CPU down many times
+        keep_memory()
         self.dtype = pick_dtype(config.dtype, self.device)
         self.cast = autocast(self.device, self.dtype)
         self.path = os.path.join(config.out, self.name + ".pt")
@@ -318,7 +333,7 @@ class Run:
         self.parents = {}
         for p in parents:
             self.parents[p] = self.parent(p)
-        self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, time.time()
+        self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, 0.0      # saves after the first step, then now and then
 
     def parent(self, stage):
         """The finished checkpoint of an earlier stage; made first if it is not there."""
@@ -349,7 +364,7 @@ class Run:
         """The checkpoint of this stage if it is done already, else None."""
         if self.config.fresh or os.path.exists(self.unfinished) or not os.path.exists(self.path):
             return None
-        checkpoint = load(self.path)
+        checkpoint = load(self.path, self.name)
         self.check(self.path, checkpoint, ["seed", "size", "data", "vocab", *sorted(self.config.given - {"fresh", "out", "device", "base"})])
         print(f"{self.path} is finished; --fresh makes it again")
         return checkpoint
@@ -360,7 +375,7 @@ class Run:
         if self.config.fresh and os.path.exists(self.unfinished):
             os.remove(self.unfinished)      # the finished checkpoint stays until the new one replaces it
         if os.path.exists(self.unfinished):
-            checkpoint = load(self.unfinished)
+            checkpoint = load(self.unfinished, self.name)
             self.check(self.unfinished, checkpoint, ["vocab", *sorted(set(checkpoint["config"]) - {"fresh", "out", "device", "base"})])
             step, self.before = checkpoint["step"], checkpoint["seconds"]
             for name, part in parts.items():
@@ -406,21 +421,26 @@ class Run:
         return self.before + time.time() - self.started
 
     def log(self, step, metrics):
-        with open(self.log_path, "a", encoding="utf-8") as f:
-            f.write(json.dumps({"step": step, **metrics, "seconds": round(self.seconds(), 2)}) + "\n")
+        try:
+            with open(self.log_path, "a", encoding="utf-8") as f:
+                f.write(json.dumps({"step": step, **metrics, "seconds": round(self.seconds(), 2)}) + "\n")
+        except OSError as e:
+            raise UserError(f"{self.log_path} can't be written: {e.strerror}; the same command goes on from what was saved last") from None
 
     def model_config(self, dropout=0.0):
         return config_for(self.config.size, self.vocab.size, dropout)
 
 
 def read_log(path):
-    """Lines of a metrics file; a last line that was cut off is left out."""
+    """Lines of a metrics file; what is none, as a last line that was cut off, is left out."""
     rows = []
     if os.path.exists(path):
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8", errors="replace") as f:
             for line in f:
-                with contextlib.suppress(ValueError):
-                    rows.append(json.loads(line))
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    row = json.loads(line)
+                    row["step"]
+                    rows.append(row)
     return rows
 
 

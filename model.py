@@ -73,7 +73,7 @@ def plain_attention(q, k, v, mask=None):
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     att = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)       # (B, nh, T, S)
-    att = att.masked_fill(~mask, float("-inf"))
+    att = att + torch.zeros(mask.shape, dtype=att.dtype, device=q.device).masked_fill(~mask, float("-inf"))     # added: backward has nothing to do for it
     return F.softmax(att, dim=-1).to(v.dtype) @ v
 
 

@@ -94,7 +94,7 @@ def sampled_comparisons(run, config, judge, sources):
     of = f"{run.parents['sft']['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
     if os.path.exists(path) and not config.fresh:
         rows = read_jsonl(path, ["prompt", "responses", "ranks"])
-        if rows[0].get("of") == of:
+        if rows[0].get("of") == of and rows[0].get("rows") == len(rows):
             print(f"taking the answers sampled before, from {path}")
             return rows
     sft = model_from(run.parents["sft"]).to(run.device)
@@ -120,7 +120,7 @@ def sampled_comparisons(run, config, judge, sources):
             more["eos"] = [True] * (len(responses) - k) + [a[-1] == run.vocab.eos for a in answers]
             rows.append({"prompt": row["prompt"], "responses": responses, "ranks": ranks, "split": split, **more, "of": of})
     with replacing(path) as f:
-        f.writelines(json.dumps(r) + "\n" for r in rows)
+        f.writelines(json.dumps({**r, "rows": len(rows)}) + "\n" for r in rows)
     return rows
 
 

@@ -35,6 +35,13 @@ def replacing(path, mode="w"):
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as e:
+        cause = e
+        while cause and not isinstance(cause, OSError):      # torch.save hides that a disk is full behind an error of its own
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"{path} can't be written: {cause.strerror or cause}; what was there before is as it was, and the same command goes on from it") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)

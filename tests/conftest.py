@@ -3,7 +3,12 @@ What all tests share. `python -m pytest tests` needs neither a network nor a GPU
 
 Every test is named after the mistake that turns it red. The numbers in them can be checked by hand.
 """
+import importlib
+import json
 import os
+import random
+import shutil
+import signal
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -11,7 +16,8 @@ sys.path.insert(0, ROOT)
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"     # nothing here may ask the network
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import common  # noqa: E402, F401  before torch: it says how threads wait
+import common  # noqa: E402  before torch: it says how threads wait
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -33,3 +39,95 @@ def village():
 def vocab(village):
     from data import Vocab
     return Vocab(village)
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """Stages take Ctrl-C over; give it back."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+    torch.set_flush_denormal(False)
+
+
+def run_main(name, *argv):
+    """The script's main() with these arguments, in this process."""
+    module, before = importlib.import_module(name), sys.argv
+    sys.argv = [name + ".py", *argv]
+    try:
+        module.main()
+    finally:
+        sys.argv = before
+
+
+# ---- all stages in seconds, in this process, on data written by hand ----
+
+STAGES = common.STAGES
+
+
+@pytest.fixture(scope="session")
+def little(tmp_path_factory, village):
+    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages but PPO finished)"""
+    from test_data import KINDS, SHARES, prepare
+    folder = tmp_path_factory.mktemp("little") / "data"
+    folder.mkdir()
+    for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
+        shutil.copy(os.path.join(village, name), folder)
+    vocab, rng = common.Vocab(str(folder)), random.Random(0)
+    for name, n in (("train.bin", 300), ("val.bin", 40)):
+        ids = [i for text in prepare.documents(rng, n) for i in [*vocab.encode(text), vocab.eos]]
+        np.array(ids, dtype=np.uint16).tofile(folder / name)
+    with open(folder / "demonstrations.jsonl", "w") as d, open(folder / "prompts.jsonl", "w") as p:
+        for split, n in (("train", 160), ("heldout", 20)):
+            for kind, text, s in prepare.prompts(rng, n, split, SHARES):
+                d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
+                p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
+    out = folder.parent / "out"
+    for stage in STAGES[:-1]:
+        run_little(stage, folder, out)
+    return folder, out
+
+
+@pytest.fixture(scope="session")
+def whole(little, tmp_path_factory):
+    """The same with PPO finished as well. → folder"""
+    data, before = little
+    out = tmp_path_factory.mktemp("whole") / "out"
+    shutil.copytree(before, out)
+    run_little("ppo", data, out)
+    return out
+
+
+FLAGS = {       # a few steps of each stage, with everything on that has a state to lose
+    "pretrain": ["--steps=5", "--batch=4", "--dropout=0.1"], "sft": ["--demonstrations=64", "--batch=16", "--epochs=2", "--dropout=0.1"],
+    "reward": ["--prompts=16", "--heldout=8", "--answers=3", "--batch=4"],
+    "ppo": ["--iterations=3", "--episodes=8", "--minibatches=2", "--epochs=2", "--adaptive_kl=0.001", "--eval_every=2", "--lr=1e-3"]}
+
+
+def run_little(stage, data, out, *flags):
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr("ppo.become", lambda *a: None)        # no table at the end
+        run_main(stage, "--size=smoke", "--device=cpu", "--dtype=float32", f"--data={data}", f"--out={out}", *FLAGS[stage], *flags)
+
+
+def parents_only(stage, source, out):
+    shutil.copytree(source, out)
+    for name in STAGES[STAGES.index(stage):]:
+        for ending in (".pt", ".jsonl"):
+            (out / (name + ending)).unlink(missing_ok=True)
+    return out
+
+
+def log_of(out, stage):
+    return common.read_log(os.path.join(out, stage + ".jsonl"))
+
+
+def equal(a, b):
+    """Whether two checkpoints' contents are the same, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b

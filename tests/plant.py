@@ -474,31 +474,31 @@ PLANTS = [
     (30, "optimisers start anew", "common.py",
      "for name, part in parts.items():\n                part.update",
      "for name, part in parts.items():\n                if \"optimizer\" in name:\n                    continue\n                part.update",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not"),
     (30, "β starts anew", "ppo.py",
      "critic_optimizer=critic_optimizer, state=state)\n\n    run.finish", "critic_optimizer=critic_optimizer, state={})\n\n    run.finish",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]"),
     (30, "the average starts anew", "ppo.py",
      "first = run.resume(policy=policy, critic=critic, average=average,", "first = run.resume(policy=policy, critic=critic,",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]"),
     (30, "the critic starts anew", "ppo.py",
      "first = run.resume(policy=policy, critic=critic,", "first = run.resume(policy=policy,",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]"),
     (30, "only the critic's optimiser starts anew", "ppo.py",
      "optimizer=optimizer, critic_optimizer=critic_optimizer, state=state)\n    print", "optimizer=optimizer, state=state)\n    print",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]"),
     (30, "rollouts from the global generator", "ppo.py",
      'rng = generator(config.seed, "rollout", iteration)', "rng = torch.default_generator",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]"),
     (30, "SFT's order from the global generator", "sft.py",
-     'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_was_stopped_ends_as_one_that_was_not[sft-4]"),
+     'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[sft]"),
     (30, "reward's order from the global generator", "reward.py",
-     'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_was_stopped_ends_as_one_that_was_not[reward-2]"),
+     'generator(config.seed, "epoch", epoch)', "None", "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[reward]"),
     (30, "dropout from the global generator", "pretrain.py",
      "        torch.manual_seed(config.seed * 1_000_003 + step)     # dropout\n", "",
-     "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
+     "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[pretrain]"),
     (30, "a step is left out", "pretrain.py",
-     "run.checkpoint(step + 1,", "run.checkpoint(step + 2,", "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
+     "run.checkpoint(step + 1,", "run.checkpoint(step + 2,", "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[pretrain]"),
 
     ("EMA", "decay and 1 − decay swapped", "ppo.py",
      "a.data.lerp_(p.data, 1 - decay)", "a.data.lerp_(p.data, decay)", "test_ema_follows_its_formula_and_not_the_raw_weights"),
@@ -569,7 +569,7 @@ PLANTS = [
     ("files", "a checkpoint may run code", "common.py",
      "weights_only=True", "weights_only=False", "test_a_checkpoint_runs_no_code_when_it_is_loaded"),
     ("files", "a resumed log keeps lines that come again", "common.py",
-     'if x["step"] < step] if step', 'if x["step"] <= step - 2] if step', "test_a_run_that_was_stopped_ends_as_one_that_was_not[pretrain-3]"),
+     'if x["step"] < step] if step', 'if x["step"] <= step - 2] if step', "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[pretrain]"),
 
     ("GPT-2", "another GELU", "model.py",
      'approximate="tanh"', 'approximate="none"', "test_gpt2_weights_give_the_logits_of_transformers"),
@@ -720,7 +720,6 @@ def main():
         sys.exit(2)
 
     # what every child would import; nothing of the project, which has to come from the copy
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
     import hypothesis, numpy, pytest, tiktoken, torch._dynamo, tqdm     # noqa: E401, F401
     torch.set_num_threads(1)

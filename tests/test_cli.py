@@ -113,16 +113,6 @@ def test_smoke_values_are_flags(name):
     parse(module.Config, module.__doc__, getattr(module, "SMOKE", None), ["--size=smoke"])
 
 
-def run_main(name, *argv):
-    """The script's main() with these arguments, in this process."""
-    module, before = importlib.import_module(name), sys.argv
-    sys.argv = [name + ".py", *argv]
-    try:
-        module.main()
-    finally:
-        sys.argv = before
-
-
 @pytest.mark.parametrize("name, flags, says", [
     ("ppo", ["--top_k=5"], "rollouts"), ("ppo", ["--top_p=0.9"], "rollouts"), ("ppo", ["--temperature=0"], "above 0"), ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
     ("reward", ["--answers=1"], "2 to 9"), ("reward", ["--answers=10"], "2 to 9"),

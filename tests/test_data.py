@@ -480,7 +480,7 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 
 def test_what_is_not_our_checkpoint_is_refused_in_a_sentence(tmp_path):
     path = str(tmp_path / "sft.pt")
-    common.save(path, {"stage": "sft", "model": {"w": torch.zeros(1000)}})
+    common.save(path, {"stage": "sft", "model": {"w": torch.zeros(1000)}, "config": {}, "vocab": "", "parents": {}, "hash": ""})
     assert common.load(path)["stage"] == "sft"
     whole = open(path, "rb").read()
     foreign = tmp_path / "foreign.pt"

@@ -8,27 +8,21 @@ import importlib
 import json
 import math
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
 
-import numpy as np
 import pytest
 import torch
 
 import common
 import evaluate
 import ppo
-from conftest import ROOT
+from conftest import ROOT, STAGES, equal, log_of, run_little, run_main
 from data import UserError, read_heldout, read_jsonl
 from model import Trunk
-from test_cli import run_main
-from test_data import KINDS, SHARES, prepare
-
-STAGES = common.STAGES
 
 
 def python(*args, **more):
@@ -48,30 +42,6 @@ def smoke(tmp_path_factory):
 def copy(smoke, tmp_path):
     shutil.copytree(smoke, tmp_path / "run")
     return tmp_path / "run"
-
-
-@pytest.fixture(autouse=True)
-def ctrl_c():
-    """Stages take Ctrl-C over; give it back."""
-    before = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, before)
-    torch.set_flush_denormal(False)
-
-
-def log_of(out, stage):
-    return common.read_log(os.path.join(out, stage + ".jsonl"))
-
-
-def equal(a, b):
-    """Whether two checkpoints' contents are the same, tensors bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
 
 
 # ---- one command is the whole recipe ----
@@ -238,99 +208,7 @@ def test_the_time_of_a_stage_is_its_own(copy, monkeypatch):
     assert run.seconds() == 5, "the seconds of the stages that it started are counted twice, in theirs and in its own"
 
 
-# ---- stopping and going on, on data written by hand ----
-
-@pytest.fixture(scope="session")
-def little(tmp_path_factory, village):
-    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages but PPO finished)"""
-    folder = tmp_path_factory.mktemp("little") / "data"
-    folder.mkdir()
-    for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
-        shutil.copy(os.path.join(village, name), folder)
-    vocab, rng = common.Vocab(str(folder)), random.Random(0)
-    for name, n in (("train.bin", 300), ("val.bin", 40)):
-        ids = [i for text in prepare.documents(rng, n) for i in [*vocab.encode(text), vocab.eos]]
-        np.array(ids, dtype=np.uint16).tofile(folder / name)
-    with open(folder / "demonstrations.jsonl", "w") as d, open(folder / "prompts.jsonl", "w") as p:
-        for split, n in (("train", 160), ("heldout", 20)):
-            for kind, text, s in prepare.prompts(rng, n, split, SHARES):
-                d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
-                p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
-    out = folder.parent / "out"
-    for stage in STAGES[:-1]:
-        run_little(stage, folder, out)
-    return folder, out
-
-
-@pytest.fixture(scope="session")
-def whole(little, tmp_path_factory):
-    """The same with PPO finished as well. → folder"""
-    data, before = little
-    out = tmp_path_factory.mktemp("whole") / "out"
-    shutil.copytree(before, out)
-    run_little("ppo", data, out)
-    return out
-
-
-FLAGS = {       # a few steps of each stage, with everything on that has a state to lose
-    "pretrain": ["--steps=6", "--batch=4", "--dropout=0.1"], "sft": ["--batch=32", "--epochs=2", "--dropout=0.1"],
-    "reward": ["--prompts=24", "--heldout=8", "--answers=3", "--batch=4"],
-    "ppo": ["--iterations=4", "--episodes=8", "--minibatches=2", "--epochs=2", "--adaptive_kl=0.001", "--eval_every=2", "--lr=1e-3"]}
-
-
-def run_little(stage, data, out, *flags):
-    with pytest.MonkeyPatch.context() as m:
-        m.setattr(ppo, "become", lambda *a: None)        # no table at the end
-        run_main(stage, "--size=smoke", "--device=cpu", "--dtype=float32", f"--data={data}", f"--out={out}", *FLAGS[stage], *flags)
-
-
-def parents_only(stage, source, out):
-    shutil.copytree(source, out)
-    for name in STAGES[STAGES.index(stage):]:
-        for ending in (".pt", ".jsonl"):
-            (out / (name + ending)).unlink(missing_ok=True)
-    return out
-
-
-@pytest.mark.parametrize("stage, stop", [("pretrain", 3), ("sft", 4), ("reward", 2), ("ppo", 2)])
-def test_a_run_that_was_stopped_ends_as_one_that_was_not(little, whole, tmp_path, monkeypatch, capsys, stage, stop):
-    data, _ = little
-    out = parents_only(stage, whole, tmp_path / "out")
-    log = common.Run.log
-
-    def stop_there(run, step, metrics):
-        log(run, step, metrics)
-        if step == stop - 1:
-            run.interrupt()         # what Ctrl-C does
-    monkeypatch.setattr(common.Run, "log", stop_there)
-    with pytest.raises(SystemExit) as e:
-        run_little(stage, data, out)
-    assert e.value.code == 130 and "the same command goes on" in capsys.readouterr().err
-    assert (out / f"{stage}.resume.pt").exists() and not (out / f"{stage}.pt").exists()
-
-    monkeypatch.undo()
-    torch.manual_seed(99)           # another process would not have our random state either
-    run_little(stage, data, out)
-    assert f"at step {stop}" in capsys.readouterr().out
-    one, two = (common.load(str(folder / f"{stage}.pt")) for folder in (whole, out))
-    assert equal(one["model"], two["model"]), "the weights differ: something that the next step needs was not saved (optimiser? order of the data? β? EMA?)"
-    assert one["hash"] == two["hash"] and equal(one["results"], two["results"])
-    lines = [[{k: v for k, v in x.items() if "second" not in k} for x in log_of(folder, stage)] for folder in (whole, out)]
-    assert lines[0] == lines[1], "the log of the stopped run has other lines"
-
-
-def test_a_resumed_run_refuses_other_settings(little, tmp_path, monkeypatch):
-    data, before = little
-    out = parents_only("pretrain", before, tmp_path / "out")
-    monkeypatch.setattr(common.Run, "log", lambda run, step, metrics: step == 1 and run.interrupt())
-    with pytest.raises(SystemExit):
-        run_little("pretrain", data, out)
-    monkeypatch.undo()
-    with pytest.raises(UserError, match="lr"):
-        run_little("pretrain", data, out, "--lr=0.1")
-    run_little("pretrain", data, out, "--lr=0.1", "--fresh")        # this is what the sentence advises
-    assert common.load(str(out / "pretrain.pt"))["config"]["lr"] == 0.1
-
+# ---- Ctrl-C, in a process of its own; the rest of stopping and going on is in test_resume.py ----
 
 def test_ctrl_c_saves_and_says_how_to_go_on(little, tmp_path):
     data, _ = little
