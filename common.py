@@ -26,6 +26,8 @@ import zipfile
 # tenth of a millisecond makes a small model's step half as fast again as sleeping at once; OpenMP's own default, a hundred
 # times as long, slows it down ten times where another program wants one of the cores.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+# prepared kernels that are kept, one for each shape of tensors: a thousand by default, which in sampling are half a gigabyte
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402

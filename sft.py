@@ -120,6 +120,7 @@ def main():
     optimizer = adamw(model, config.lr, config.weight_decay)
     per_epoch = -(-len(train) // config.batch)
     steps = per_epoch * config.epochs
+    usual = sum(len(t) - p for t, p in train) / per_epoch       # response tokens of a batch, on average
     picked = {"score": float("-inf")}
     print(f"{len(train):,} demonstrations ({sum(len(t) - p for t, p in train):,} response tokens), {len(heldout):,} held out, {steps:,} steps")
 
@@ -136,7 +137,7 @@ def main():
         with run.cast:
             logits = model(tokens)
         loss = sft_loss(logits, tokens, mask)
-        loss.backward()
+        (loss * mask.sum() / usual).backward()      # a batch's answers are of like length: by its own mean, the short ones would be learnt too well
         metrics = {"loss": loss.item(), "epoch": step / per_epoch}
         if windows := round(config.pretrain_mix * len(examples)):
             x = document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device)

@@ -305,6 +305,8 @@ PLANTS = [
     (16, "the variance counts PADs", "ppo.py",
      "variance = masked_mean((x - mean) ** 2, mask)", "variance = ((x - mean) ** 2).mean()", "test_whitening_ignores_pads_and_divides_by_n"),
 
+    (17, "SFT's batches of short answers weigh as much as those of long ones", "sft.py",
+     "(loss * mask.sum() / usual).backward()", "loss.backward()", "test_every_token_of_the_demonstrations_weighs_the_same"),
     (17, "a microbatch weighs by its answers", "ppo.py",
      "share = m.sum() / count", "share = torch.tensor(len(part) / len(rows))", "test_microbatches_change_nothing"),
     (17, "every microbatch of the critic weighs fully", "ppo.py",
@@ -568,6 +570,14 @@ PLANTS = [
      'temporary = f"{path}.{os.getpid()}.tmp"', "temporary = path", "test_a_writer_that_fails_leaves_the_old_file"),
     ("files", "a checkpoint may run code", "common.py",
      "weights_only=True", "weights_only=False", "test_a_checkpoint_runs_no_code_when_it_is_loaded"),
+    ("files", "a wrong bit is not noticed", "common.py",
+     "if zipfile.ZipFile(path).testzip():", "if False:", "test_a_checkpoint_with_a_wrong_bit_is_refused"),
+    ("files", "another stage's file is this one, finished", "common.py",
+     "checkpoint = load(self.path, self.name)", "checkpoint = load(self.path)", "test_another_stages_file_is_not_this_stage_finished"),
+    ("files", "the first save comes after a minute", "common.py",
+     "time.time(), 0.0, 0.0 ", "time.time(), 0.0, time.time() ", "test_a_fresh_run_that_was_killed_is_not_taken_for_finished"),
+    ("files", "what is no line of the log ends the run", "common.py",
+     "contextlib.suppress(ValueError, TypeError, KeyError)", "contextlib.suppress(ValueError)", "test_what_is_no_line_of_ours_is_left_out_of_the_log"),
     ("files", "a resumed log keeps lines that come again", "common.py",
      'if x["step"] < step] if step', 'if x["step"] <= step - 2] if step', "test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[pretrain]"),
 

@@ -20,7 +20,8 @@ import torch
 import common
 import evaluate
 import ppo
-from conftest import ROOT, STAGES, equal, log_of, run_little, run_main
+import sft
+from conftest import ROOT, STAGES, equal, log_of, parents_only, run_little, run_main
 from data import UserError, read_heldout, read_jsonl
 from model import Trunk
 
@@ -225,6 +226,26 @@ def test_ctrl_c_saves_and_says_how_to_go_on(little, tmp_path):
     assert content["step"] == len(common.read_log(log)) >= 3, "the state and the log are not of the same step"
 
 
+def test_every_token_of_the_demonstrations_weighs_the_same(little, tmp_path, monkeypatch):
+    data, before = little
+    out, grads = parents_only("sft", before, tmp_path / "out"), []
+
+    def instead(model, optimizer, lr):
+        grads.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        optimizer.zero_grad(set_to_none=True)
+        return 0.0
+    monkeypatch.setattr(sft, "update", instead)         # no step is made, so that all batches see the same weights
+    run_little("sft", data, out, "--demonstrations=64", "--batch=8", "--epochs=1", "--dropout=0", "--pretrain_mix=0")
+    model, vocab = common.model_from(common.load(str(out / "pretrain.pt"))), common.Vocab(str(data))
+    rows = read_jsonl(str(data / "demonstrations.jsonl"), ["prompt", "response"], "train")[:64]
+    tokens, mask = sft.batch_of(sft.encode_demonstrations(rows, vocab, 128, ""), vocab, "cpu")
+    sft.sft_loss(model(tokens), tokens, mask).backward()
+    assert len(grads) == 8
+    for name, p in model.named_parameters():
+        mean = torch.stack([g[name] for g in grads]).mean(0)
+        assert torch.allclose(mean, p.grad, atol=1e-5), f"{name}: batches hold answers of like length, so a mean over each batch's own tokens makes short answers count several times"
+
+
 # ---- what ppo.py does with its own functions: looking over its shoulder ----
 
 @pytest.fixture
@@ -305,10 +326,10 @@ def test_every_answer_is_scored_at_its_own_end_by_a_model_that_stays(spied, litt
 
 def test_the_reference_stays_what_sft_made(spied, little):
     calls, _, _ = spied("--temperature=0.7")
-    sft = common.model_from(common.load(str(little[1] / "sft.pt")))
+    reference = common.model_from(common.load(str(little[1] / "sft.pt")))
     for (tokens, mask, _, _), ((_, old, ref, _, _), _) in zip(rollouts_of(calls), calls["kl_rewards"], strict=True):
         with torch.no_grad():
-            expected = ppo.token_logprobs(sft(tokens), tokens, 0.7)
+            expected = ppo.token_logprobs(reference(tokens), tokens, 0.7)
         assert torch.allclose(ppo.shown(ref, mask), ppo.shown(expected, mask), atol=1e-4), "the reference moves, or is read at another temperature than the policy"
     assert ppo.shown(old - ref, mask).abs().max() > 1e-3, "this test needs a policy that has moved"
 

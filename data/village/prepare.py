@@ -291,7 +291,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1337, help="seed of the text; the village itself is always the same")
     parser.add_argument("--documents", type=int, default=60_000, help="pretraining documents")
-    parser.add_argument("--demonstrations", type=int, default=24_000)
+    parser.add_argument("--demonstrations", type=int, default=30_000)
     parser.add_argument("--prompts", type=int, default=12_000, help="training prompts for reward model and PPO")
     parser.add_argument("--heldout", type=int, default=2_200, help="held-out prompts")
     parser.add_argument("--vocab", action="store_true", help="train the vocabulary again")
