@@ -67,9 +67,9 @@ EXERCISES = {
                  "arithmetic_is_in_float32_at_least\nppo: ppo_lands_on_the_closed_form first_gradient_is_that_of_the_objective a_wrong_kl_lands_elsewhere "
                  "scoring_in_parts_equals_scoring_at_once probe_a_policy_learns_to_repeat_its_prompt", "π* ∝ π_ref exp(r / β)"),
     "update": (10, "ppo.main", "recipe: advantages_returns_and_old_logprobs_are_frozen_and_whitened_once logged_kl_and_reward_follow_their_formulas "
-               "microbatches_change_nothing gamma_zero_leaves_pretraining_text_out a_run_that_was_stopped_ends_as_one_that_was_not[ppo-2] "
+               "microbatches_change_nothing gamma_zero_leaves_pretraining_text_out "
                "gamma_multiplies_the_pretraining_gradient_and_nothing_else rollouts_use_the_raw_weights_and_evaluation_their_average "
-               "a_steep_critic_does_not_slow_the_policy first_minibatch_has_ratio_one",
+               "a_steep_critic_does_not_slow_the_policy first_minibatch_has_ratio_one\nresume: a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]",
                "∇ policy loss + γ ∇ pretraining loss, one step; ½-squared-error step of the critic; EMA"),
 }
 

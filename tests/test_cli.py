@@ -9,7 +9,7 @@ import pytest
 
 import ppo
 from common import Common, Run, entry, parse
-from conftest import ROOT
+from conftest import ROOT, run_main
 from data import UserError
 
 SCRIPTS = ["pretrain", "sft", "reward", "ppo", "evaluate", "chat"]

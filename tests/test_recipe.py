@@ -347,8 +347,8 @@ def test_no_network_is_in_train_mode_during_ppo(spied, monkeypatch):
 def test_rollouts_use_the_raw_weights_and_evaluation_their_average(spied):
     calls, _, done = spied()
     policy, (average, raw, _) = calls["rollout"][0][0][0], calls["ema_update"][-1][0]
-    assert raw is policy and average is not policy and len(calls["ema_update"]) == 4 * 2 * 2, "the average follows the policy at every optimiser step"
-    assert [args[0] is policy for args, _ in calls["rollout"]] == [True, True, False] * 2, "iterations sample from the policy, evaluation from the average"
+    assert raw is policy and average is not policy and len(calls["ema_update"]) == 3 * 2 * 2, "the average follows the policy at every optimiser step"
+    assert [args[0] is policy for args, _ in calls["rollout"]] == [True, True, False, True, False], "iterations sample from the policy, evaluation from the average"
     assert all(args[0] is average for name in ("heldout_metrics", "text_loss") for args, _ in calls[name]), "what is evaluated is not what is kept"
     assert equal(done["model"], dict(average.state_dict())) and not equal(done["model"], dict(policy.state_dict())), "ppo.pt must hold the average"
 
