@@ -30,6 +30,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
 
 import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from data import ROOT, UserError, Vocab, folder_of, read_json, replacing  # noqa: E402
@@ -181,6 +182,58 @@ def generator(*what):
     return torch.Generator().manual_seed(int(hashlib.sha256(repr(what).encode()).hexdigest()[:15], 16))
 
 
+# ---- several processes: torchrun --nproc_per_node=2 sft.py ----
+
+RANK, WORLD = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))      # set by torchrun
+
+
+def join_processes(device):
+    """Enter the group of processes that torchrun started → the device of this one. The first alone prints."""
+    if WORLD == 1:
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if RANK:
+        sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def mine(rows):
+    """This process's share of the rows of a batch: every WORLD-th."""
+    return rows[RANK::WORLD]
+
+
+def total(x):
+    """The sum of a tensor over all processes, without gradient."""
+    if WORLD > 1:
+        x = x.detach().clone()
+        dist.all_reduce(x)
+    return x
+
+
+def everybodys(rows):
+    """Lists of each process's share, as `mine` deals them out → the whole list, in its order."""
+    if WORLD == 1:
+        return rows
+    shares = [None] * WORLD
+    dist.all_gather_object(shares, rows)
+    whole = [None] * sum(map(len, shares))
+    for rank, share in enumerate(shares):
+        whole[rank::WORLD] = share
+    return whole
+
+
+def add_gradients(parameters):
+    """Sum gradients over all processes, in one message. Each process's loss is its share of the whole batch's."""
+    parameters = [p for p in parameters if p.requires_grad]
+    flat = total(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]))
+    for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
+        p.grad = g.view_as(p)
+
+
 # ---- batches, optimiser, schedule ----
 
 def rounded(length):
@@ -262,6 +315,8 @@ def cosine(step, steps, warmup=0, floor=0.1):
 def update(model, optimizer, lr, clip=1.0):
     """One step with gradients clipped to norm `clip`, then cleared. Returns the norm before clipping.
     Raises UserError if it is not finite: nothing is stepped."""
+    if WORLD > 1:
+        add_gradients(model.parameters())
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip).item()
     if not math.isfinite(norm):
         raise UserError("a gradient is NaN or infinite, nothing was updated; lower the learning rate, or try --dtype=float32")
@@ -321,7 +376,7 @@ class Run:
         self.stage, self.name, self.config = stage, name or stage, config
         self.folder = folder_of(config.data)
         self.vocab = Vocab(self.folder)
-        self.device = pick_device(config.device)
+        self.device = join_processes(pick_device(config.device))
         torch.set_flush_denormal(True)      # numbers under 1e-38 count as 0: they slow a CPU down many times
         keep_memory()
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -330,6 +385,8 @@ class Run:
         self.unfinished = os.path.join(config.out, self.name + ".resume.pt")
         self.log_path = os.path.join(config.out, self.name + ".jsonl")
         os.makedirs(config.out, exist_ok=True)
+        if config.fresh == "all" and WORLD > 1:
+            raise UserError("--fresh=all: with several processes each stage is started by itself, with --fresh")
         if config.fresh == "all" and parents and not (config.base and parents[-1] == "pretrain"):      # the last parent's own run makes those before it
             run_stage(parents[-1], config)
         self.parents = {}
@@ -345,6 +402,8 @@ class Run:
             checkpoint = load(path, stage)
             self.check(path, checkpoint, ("size", "vocab") if base else ("seed", "size", "data", "vocab"))
             return checkpoint
+        if WORLD > 1:
+            raise UserError(f"{path} is missing; with several processes each stage is started by itself: torchrun --nproc_per_node={WORLD} {stage}.py first")
         run_stage(stage, self.config)
         return load(path)
 
@@ -374,18 +433,19 @@ class Run:
     def resume(self, **parts):
         """Load the unfinished state into `parts` (things with load_state_dict, or dicts) → the step to go on from, 0 if none."""
         step = 0
-        if self.config.fresh and os.path.exists(self.unfinished):
+        if self.config.fresh and not RANK and os.path.exists(self.unfinished):
             os.remove(self.unfinished)      # the finished checkpoint stays until the new one replaces it
-        if os.path.exists(self.unfinished):
+        if os.path.exists(self.unfinished) and not (self.config.fresh and RANK):
             checkpoint = load(self.unfinished, self.name)
             self.check(self.unfinished, checkpoint, ["vocab", *sorted(set(checkpoint["config"]) - {"fresh", "out", "device", "base"})])
             step, self.before = checkpoint["step"], checkpoint["seconds"]
             for name, part in parts.items():
                 part.update(checkpoint["model"][name]) if isinstance(part, dict) else part.load_state_dict(checkpoint["model"][name])
             print(f"going on from {self.unfinished} at step {step}")
-        lines = [x for x in read_log(self.log_path) if x["step"] < step] if step else []
-        with replacing(self.log_path) as f:
-            f.writelines(json.dumps(x) + "\n" for x in lines)
+        if not RANK:
+            lines = [x for x in read_log(self.log_path) if x["step"] < step] if step else []
+            with replacing(self.log_path) as f:
+                f.writelines(json.dumps(x) + "\n" for x in lines)
         signal.signal(signal.SIGINT, self.interrupt)
         return step
 
@@ -402,7 +462,9 @@ class Run:
 
     def checkpoint(self, step, every=60, **parts):
         """Call after each step with everything that the next one needs. Saves every `every` seconds; exits after Ctrl-C."""
-        if self.stop or time.time() - self.last_save > every:
+        if WORLD > 1:       # Ctrl-C reaches them at different steps
+            self.stop = bool(total(torch.tensor(float(self.stop), device=self.device)))
+        if not RANK and (self.stop or time.time() - self.last_save > every):
             state = {n: p if isinstance(p, dict) else p.state_dict() for n, p in parts.items()}
             save(self.unfinished, self.content(step=step, model=state))
             self.last_save = time.time()
@@ -413,6 +475,8 @@ class Run:
     def finish(self, model, results):
         """Write the finished checkpoint."""
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if RANK:
+            return
         state = {k: v.detach().cpu().clone() for k, v in model.state_dict().items()}
         save(self.path, self.content(model=state, model_config=dataclasses.asdict(model.config), hash=digest(state), results=results))
         if os.path.exists(self.unfinished):
@@ -423,6 +487,8 @@ class Run:
         return self.before + time.time() - self.started
 
     def log(self, step, metrics):
+        if RANK:
+            return
         try:
             with open(self.log_path, "a", encoding="utf-8") as f:
                 f.write(json.dumps({"step": step, **metrics, "seconds": round(self.seconds(), 2)}) + "\n")
@@ -467,7 +533,11 @@ def run_stage(stage, config, *flags):
 
 
 def become(stage, config, *flags):
-    """Go on as another stage's script: what this process has in memory is gone."""
+    """Go on as another stage's script: what this process has in memory is gone. Of several processes the first goes on alone."""
+    if RANK:
+        sys.exit()
+    for name in ("RANK", "WORLD_SIZE"):
+        os.environ.pop(name, None)
     command = command_of(stage, config, *flags)
     sys.stderr.flush()
     os.execv(command[0], command)
@@ -475,5 +545,5 @@ def become(stage, config, *flags):
 
 def bar(steps, start, label):
     """A progress bar over steps start..steps-1, with time left; one line a while where there is no terminal."""
-    return tqdm(range(start, steps), initial=start, total=steps, desc=label, mininterval=0.2 if sys.stderr.isatty() else 20,
+    return tqdm(range(start, steps), initial=start, total=steps, desc=label, disable=RANK > 0, mininterval=0.2 if sys.stderr.isatty() else 20,
                 bar_format="{desc} {percentage:3.0f}% {n}/{total} {elapsed}<{remaining} {postfix}")

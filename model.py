@@ -173,31 +173,32 @@ class GPT(Trunk):
         return F.linear(x, self.wte.weight[:self.config.vocab_size])
 
     @torch.no_grad()
-    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None):
+    def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None, noise=None):
         """Continue each prompt; returns a list of lists of new tokens, each up to and including `eos`.
 
         prompts: list of non-empty token lists, of any lengths. temperature 0 is greedy. `top_k` keeps the k
         likeliest tokens, `top_p` the smallest set with that much probability (Holtzman et al. 2020).
-        Row i's answer depends on its prompt and on row i of the noise alone.
+        Row i's answer depends on its prompt and on row i of the noise alone, which is drawn from `generator` unless
+        it is given: `noise` (B, max_new_tokens), uniform in [0, 1).
         Raises ValueError if a prompt is empty, or does not fit the block with `max_new_tokens`.
         """
         rows = [[] for _ in prompts]
-        for i, new in self.stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator):
+        for i, new in self.stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
             for row, token in zip(i, new):
                 rows[row].append(token)
         return rows
 
     @torch.no_grad()
-    def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None):
+    def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None, noise=None):
         """As `generate`, but yields (row numbers, their new tokens) after each step, for rows not yet finished."""
         was_training = self.training
         self.eval()
         try:
-            yield from self._stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator)
+            yield from self._stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise)
         finally:
             self.train(was_training)
 
-    def _stream(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator):
+    def _stream(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
         c, device = self.config, self.wte.weight.device
         lengths = [len(p) for p in prompts]
         if not prompts or max_new_tokens <= 0:
@@ -211,8 +212,9 @@ class GPT(Trunk):
         if temperature < 0:
             raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
         # one uniform number for each row and step, drawn at once: a row's noise is its own
-        noise_device = generator.device if generator is not None else "cpu"
-        noise = torch.rand(B, max_new_tokens, generator=generator, device=noise_device).to(device)
+        if noise is None:
+            noise = torch.rand(B, max_new_tokens, generator=generator, device=generator.device if generator is not None else "cpu")
+        noise = noise.to(device)
 
         # prompts end at the same column, so that all rows write their next key there; PADs come first
         # and get position 0, and no real token may look at them

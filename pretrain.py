@@ -10,8 +10,8 @@ Left out: gradient accumulation, and everything that makes a large run large.
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, bar, cosine, document_batch, document_starts, entry, generator, parse,
-                    text_loss, update)          # before torch: it says how threads wait
+from common import (WORLD, Common, Run, adamw, bar, cosine, document_batch, document_starts, entry, generator, mine, parse,
+                    text_loss, total, update)          # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from model import GPT
 
@@ -54,6 +54,8 @@ def main():
     config = parse(Config, __doc__, SMOKE)
     if config.base:
         raise UserError(f"--base={config.base}: pretrain.py makes a base and starts from none; give --base to sft.py, reward.py or ppo.py")
+    if config.batch < WORLD:
+        raise UserError(f"--batch={config.batch} has less than one window for each of {WORLD} processes")
     run = Run("pretrain", config)
     if run.finished():
         return
@@ -70,12 +72,13 @@ def main():
     progress = bar(config.steps, step, "pretrain")
     for step in progress:
         torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
-        x = document_batch(train, starts, config.batch, block, generator(config.seed, "pretrain", step), run.device)
+        x = mine(document_batch(train, starts, config.batch, block, generator(config.seed, "pretrain", step), run.device))
         model.train()
         with run.cast:
             logits = model(x)
-        loss = lm_loss(logits, x)
+        loss = lm_loss(logits, x) * len(x) / config.batch
         loss.backward()
+        loss = total(loss)
         lr = config.lr * cosine(step, config.steps, config.warmup)
         norm = update(model, optimizer, lr)
 
