@@ -376,7 +376,7 @@ class Run:
         self.stage, self.name, self.config = stage, name or stage, config
         self.folder = folder_of(config.data)
         self.vocab = Vocab(self.folder)
-        self.device = join_processes(pick_device(config.device))
+        self.device = pick_device(config.device)
         torch.set_flush_denormal(True)      # numbers under 1e-38 count as 0: they slow a CPU down many times
         keep_memory()
         self.dtype = pick_dtype(config.dtype, self.device)
@@ -392,6 +392,7 @@ class Run:
         self.parents = {}
         for p in parents:
             self.parents[p] = self.parent(p)
+        self.device = join_processes(self.device)
         self.stop, self.started, self.before, self.last_save = False, time.time(), 0.0, 0.0      # saves after the first step, then now and then
 
     def parent(self, stage):
