@@ -265,18 +265,19 @@ def main():
 
         # 3. log-probabilities under the policy and its reference, and values: frozen for all epochs of the update
         logprobs = in_parts(lambda x: forward_logprobs(policy, x, config.temperature, run.cast), tokens, lengths, size)
-        ref_logprobs = in_parts(lambda x: forward_logprobs(reference, x, config.temperature, run.cast), tokens, lengths, size)
         values = in_parts(lambda x: forward_values(critic, x, run.cast), tokens, lengths, size)
+        clock.append(run.seconds())
+        ref_logprobs = in_parts(lambda x: forward_logprobs(reference, x, config.temperature, run.cast), tokens, lengths, size)
+        clock.append(run.seconds())
 
         # 4. rewards and advantages; returns come before whitening
         rewards = kl_rewards(scores, logprobs, ref_logprobs, mask, beta)
         advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
         whitened = masked_whiten(advantages, mask)
-        clock.append(run.seconds())
 
         # 5. update
         warm = min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup))
-        stats = []
+        stats, ptx_seconds = [], 0.0
         for epoch in range(config.epochs):
             order = torch.randperm(config.episodes, generator=rng)
             for n, rows in enumerate(order.split(size)):
@@ -303,12 +304,14 @@ def main():
                             pg, vl, masked_mean((ratio - 1) - ratio.log(), m), masked_mean(((ratio - 1).abs() > config.clip).float(), m),
                             masked_mean(((v - old_v).abs() > config.value_clip).float(), m), masked_mean(ratio, m)])
                 if config.ptx_coef:     # pretraining gradients are added to PPO's, then one step (appendix C.4)
+                    ptx_seconds -= run.seconds()
                     windows = max(1, round(config.ptx_ratio * size))
                     x = mine(document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device))
                     if len(x):
                         ptx = lm_loss(forward(policy, x, run.cast), x) * len(x) / windows
                         (config.ptx_coef * ptx).backward()
                         step_stats[6] = ptx.detach()
+                    ptx_seconds += run.seconds()
                 update(policy, optimizer, config.lr * warm)
                 update(critic, critic_optimizer, config.critic_lr * warm)
                 ema_update(average, policy, config.ema)
@@ -328,7 +331,8 @@ def main():
             "val/explained_variance": 1 - (masked_mean((returns - values - masked_mean(returns - values, mask)) ** 2, mask)
                                            / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask).clamp(min=1e-8)).item(),
             "response/length": mask.sum(1).float().mean().item(), "response/eos_fraction": has_eos.float().mean().item(),
-            "lr": config.lr * warm, "seconds/rollout": clock[1] - clock[0], "seconds/score": clock[2] - clock[1], "seconds/update": clock[3] - clock[2],
+            "lr": config.lr * warm, "seconds/rollout": clock[1] - clock[0], "seconds/score": clock[2] - clock[1], "seconds/reference": clock[3] - clock[2],
+            "seconds/update": clock[4] - clock[3] - ptx_seconds, "seconds/ptx": ptx_seconds,
             "tokens_per_second/rollout": mask.sum().item() / (clock[1] - clock[0]),
         }
         if config.adaptive_kl:
