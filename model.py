@@ -218,14 +218,16 @@ class GPT(Trunk):
 
         # prompts end at the same column, so that all rows write their next key there; PADs come first
         # and get position 0, and no real token may look at them
-        tokens = torch.tensor([[0] * (P - n) + list(p) for p, n in zip(prompts, lengths)], device=device)
-        pads = torch.tensor([P - n for n in lengths], device=device)                        # (B,)
+        number = {}                 # a prompt that is given several times goes through the network once
+        which = torch.tensor([number.setdefault(tuple(p), len(number)) for p in prompts], device=device)    # (B,): a row's prompt
+        tokens = torch.tensor([[0] * (P - len(p)) + list(p) for p in number], device=device)
+        pads = torch.tensor([P - len(p) for p in number], device=device)
         columns = torch.arange(P + max_new_tokens, device=device)
-        seen = columns >= pads[:, None]                                                     # (B, P + new)
+        seen = columns >= pads[:, None]                                                     # (prompts, P + new)
         positions = (columns[:P] - pads[:, None]).clamp(min=0)
-        mask = (columns[:P] <= columns[:P, None]) & seen[:, None, :P]                       # (B, P, P)
+        mask = (columns[:P] <= columns[:P, None]) & seen[:, None, :P]                       # (prompts, P, P)
         mask = (mask | torch.eye(P, dtype=torch.bool, device=device))[:, None]              # a PAD sees itself: no NaN
-        shape = (B, c.n_head, P + max_new_tokens, c.n_embd // c.n_head)
+        shape = (len(number), c.n_head, P + max_new_tokens, c.n_embd // c.n_head)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
         caches = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
                   for _ in range(c.n_layer)]
@@ -233,6 +235,8 @@ class GPT(Trunk):
         alive = torch.arange(B, device=device)      # which prompt each remaining row is
         done = torch.zeros(B, dtype=torch.bool, device=device)
         x = self.hidden(tokens, positions, [(*kv, 0) for kv in caches], mask)[:, -1]
+        if len(number) < B:
+            x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which]) for k, v in caches]
         for t in range(max_new_tokens):
             new = sample(self.unembed(x), noise[alive, t], temperature, top_k, top_p)       # (B,)
             live = ~done

@@ -260,6 +260,14 @@ def test_more_prompts_leave_the_first_answers_as_they_were():
         assert fast_generate(model, PROMPTS[:n], 12, 1.0, None, 9) == every[:n], "a row's noise depends on how many rows there are"
 
 
+def test_a_prompt_given_several_times_is_answered_as_if_each_were_alone():
+    model, noise = small(), torch.rand(6, 12)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[0], PROMPTS[2], PROMPTS[1]]
+    together = model.generate(prompts, 12, noise=noise)
+    assert together == [model.generate([p], 12, noise=noise[i:i + 1])[0] for i, p in enumerate(prompts)], "copies of a prompt share its prefill, and nothing else"
+    assert together[0] != together[2], "the same prompt gets the same noise, and K answers are one"
+
+
 def test_the_same_generator_gives_the_same_answers_and_another_gives_others():
     model = small()
     assert fast_generate(model, PROMPTS, 12, 1.0, None, 1) == fast_generate(model, PROMPTS, 12, 1.0, None, 1)
