@@ -602,7 +602,7 @@ PLANTS = [
      "noise = noise.to(device)", "noise = noise.flatten().view(max_new_tokens, B).T.to(device)",
      "test_more_prompts_leave_the_first_answers_as_they_were"),
     ("sampling", "copies of a prompt go on from another prompt", "model.py",
-     "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which])", "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which.sort()[0]], v[which])",
+     "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which])", "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which.sort()[0]])",
      "test_a_prompt_given_several_times_is_answered_as_if_each_were_alone"),
     ("sampling", "top-p drops the token that crosses p", "model.py",
      "probs.cumsum(-1) - probs >= top_p", "probs.cumsum(-1) >= top_p", "test_sampling_follows_the_distribution_it_says"),
