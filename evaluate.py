@@ -55,7 +55,7 @@ def kl_per_answer(model, reference, prompts, answers, run):
     starts = torch.tensor([len(p) for p in prompts], device=run.device)
     columns = torch.arange(tokens.size(1), device=run.device)
     mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
-    a, b = (in_parts(lambda x: forward_logprobs(m, x, run.config.temperature or 1.0, run.cast), tokens, lengths, 128) for m in (model, reference))
+    a, b = (in_parts(lambda x, asked: forward_logprobs(m, x, run.config.temperature or 1.0, run.cast, asked), lengths, 128, tokens, mask) for m in (model, reference))
     return shown(a - b, mask).sum(1).tolist()
 
 

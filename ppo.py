@@ -167,8 +167,15 @@ def forward(model, tokens, cast):
         return model(tokens)
 
 
-def forward_logprobs(model, tokens, temperature, cast):
-    return token_logprobs(forward(model, tokens, cast), tokens, temperature)
+def forward_logprobs(model, tokens, temperature, cast, mask=None):
+    """token_logprobs of a full forward → (B, T), 0 where mask is 0: the vocabulary's worth of logits is made for its tokens alone."""
+    asked = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:] != 0
+    with cast:
+        x = model.hidden(tokens)[:, :-1][asked]                     # (n, C): the states in which they were chosen
+        logits = model.unembed(torch.cat([x, x[:1]]))               # put one after the other, in a row of n + 1,
+    row = F.pad(tokens[:, 1:][asked], (1, 0))                       # whose first token nothing predicts
+    chosen = token_logprobs(logits[None], row[None], temperature)[0, 1:]
+    return F.pad(torch.zeros(asked.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(asked, chosen), (1, 0))
 
 
 def forward_values(critic, tokens, cast):
@@ -177,12 +184,12 @@ def forward_values(critic, tokens, cast):
 
 
 @torch.no_grad()
-def in_parts(function, tokens, lengths, size):
-    """function(part of tokens) → (b, t), over rows of similar length with their padding cut off; put together as (B, T)."""
-    out = torch.zeros(tokens.shape, device=tokens.device)
+def in_parts(function, lengths, size, *tensors):
+    """function(parts of tensors) → (b, t), over rows of similar length with their padding cut off; put together as (B, T)."""
+    out = torch.zeros(tensors[0].shape, device=lengths.device)
     for rows in mine(by_length(lengths, size)):
         longest = rounded(lengths[rows].max())
-        out[rows, :longest] = function(tokens[rows, :longest])
+        out[rows, :longest] = function(*(t[rows, :longest] for t in tensors))
     return total(out)
 
 
@@ -259,15 +266,15 @@ def main():
         clock.append(run.seconds())
 
         # 2. score: the reward model at the last token of the response
-        outputs = in_parts(lambda x: forward(reward_model, x, run.cast), tokens, lengths, size)
+        outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, size, tokens)
         scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
         scores = eos_rule(scores, has_eos, rm["score_mean"], rm["score_std"])
 
         # 3. log-probabilities under the policy and its reference, and values: frozen for all epochs of the update
-        logprobs = in_parts(lambda x: forward_logprobs(policy, x, config.temperature, run.cast), tokens, lengths, size)
-        values = in_parts(lambda x: forward_values(critic, x, run.cast), tokens, lengths, size)
+        logprobs = in_parts(lambda x, m: forward_logprobs(policy, x, config.temperature, run.cast, m), lengths, size, tokens, mask)
+        values = in_parts(lambda x: forward_values(critic, x, run.cast), lengths, size, tokens)
         clock.append(run.seconds())
-        ref_logprobs = in_parts(lambda x: forward_logprobs(reference, x, config.temperature, run.cast), tokens, lengths, size)
+        ref_logprobs = in_parts(lambda x, m: forward_logprobs(reference, x, config.temperature, run.cast, m), lengths, size, tokens, mask)
         clock.append(run.seconds())
 
         # 4. rewards and advantages; returns come before whitening
@@ -290,7 +297,7 @@ def main():
                     x, m = tokens[part, :longest], mask[part, :longest]
                     old, adv, old_v, ret = (t[part, :longest] for t in (logprobs, whitened, values, returns))
                     share = m.sum() / count         # of the minibatch's tokens: the loss is their mean, however they are split
-                    new = forward_logprobs(policy, x, config.temperature, run.cast)
+                    new = forward_logprobs(policy, x, config.temperature, run.cast, m)
                     ratio = (shown(new, m) - shown(old, m)).exp()
                     if iteration == epoch == n == 0:
                         check_ratio(ratio, run.dtype)

@@ -84,12 +84,14 @@ PLANTS = [
      "F.pad(forward(critic, tokens, cast)[:, :-1], (1, 0))", "forward(critic, tokens, cast)",
      "test_values_are_of_the_state_in_which_a_token_was_chosen"),
 
+    (1, "the logits of the response alone are of the tokens after it", "ppo.py",
+     "x = model.hidden(tokens)[:, :-1][asked] ", "x = model.hidden(tokens)[:, 1:][asked] ", "test_logits_of_the_response_alone_give_the_logprobs_of_all"),
     (2, "dropout is on", "ppo.py",
      'policy = model_from(run.parents["sft"]).to(run.device)\n',
      'policy = model_from(run.parents["sft"]).to(run.device)\n    policy.train().dropout = 0.1\n',
      "test_first_minibatch_has_ratio_one"),
     (2, "the update pads on the left", "ppo.py",
-     "new = forward_logprobs(policy, x, config.temperature, run.cast)",
+     "new = forward_logprobs(policy, x, config.temperature, run.cast, m)",
      "new = forward_logprobs(policy, x.roll(1, 1), config.temperature, run.cast).roll(-1, 1)",
      "test_first_minibatch_has_ratio_one"),
     (2, "nothing looks at the ratio", "ppo.py",
@@ -358,7 +360,7 @@ PLANTS = [
     (21, "advantages of the moving critic", "ppo.py",
      "            order = torch.randperm(config.episodes, generator=rng)\n",
      "            order = torch.randperm(config.episodes, generator=rng)\n"
-     "            values = in_parts(lambda x: forward_values(critic, x, run.cast), tokens, lengths, size)\n"
+     "            values = in_parts(lambda x: forward_values(critic, x, run.cast), lengths, size, tokens)\n"
      "            advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)\n",
      "test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once"),
     (21, "old log-probabilities of the moving policy", "ppo.py",

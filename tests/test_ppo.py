@@ -152,14 +152,26 @@ def test_values_are_of_the_state_in_which_a_token_was_chosen():
     assert torch.allclose(forward_values(critic, changed, FLOAT32)[:, :5], values[:, :5]), "a value depends on the token that it should predict the worth of"
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logits_of_the_response_alone_give_the_logprobs_of_all(temperature):
+    policy, tokens, mask = tiny(), torch.randint(10, (4, 9)), torch.rand(4, 9) < 0.4
+    mask[:, 0] = mask[2] = False
+    some, every = forward_logprobs(policy, tokens, temperature, FLOAT32, mask), token_logprobs(policy(tokens), tokens, temperature)
+    assert torch.allclose(some, shown(every, mask), atol=1e-6), "a token has the log-probability of another"
+    weights = torch.randn(4, 9)
+    grads = [torch.autograd.grad((shown(x, mask) * weights).sum(), policy.wte.weight)[0] for x in (some, every)]
+    assert torch.allclose(*grads, atol=1e-5)
+    assert forward_logprobs(policy, tokens, temperature, FLOAT32, torch.zeros(4, 9)).abs().sum() == 0
+
+
 def test_scoring_in_parts_equals_scoring_at_once():
     policy, lengths = tiny(), torch.tensor([3, 9, 5, 7, 9])
     tokens = torch.randint(10, (5, 9))
     mask = torch.arange(9) < lengths[:, None]
-    score = lambda x: forward_logprobs(policy, x, 1.0, FLOAT32)     # noqa: E731
-    whole = shown(score(tokens), mask)
+    score = lambda x, m: forward_logprobs(policy, x, 1.0, FLOAT32, m)     # noqa: E731
+    whole = shown(token_logprobs(policy(tokens), tokens), mask)
     for size in (1, 2, 5):
-        parts = shown(in_parts(score, tokens, lengths, size), mask)
+        parts = shown(in_parts(score, lengths, size, tokens, mask), mask)
         assert torch.allclose(parts, whole, atol=1e-5), f"in parts of {size}, rows get the numbers of other rows"
 
 
