@@ -1,6 +1,7 @@
 """The command line: every mistake is answered with a sentence, before anything is written."""
 import dataclasses
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import ppo
 from common import Common, Run, entry, parse
 from conftest import ROOT, run_main
 from data import UserError
+from model import GPTConfig
 
 SCRIPTS = ["pretrain", "sft", "reward", "ppo", "evaluate", "chat"]
 
@@ -144,3 +146,17 @@ def test_importing_a_stage_does_nothing(tmp_path):
     code = f"import sys; sys.path.insert(0, {ROOT!r}); import {', '.join(SCRIPTS)}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout == "" and os.listdir(tmp_path) == [], "an import has side effects"
+
+
+def test_the_benchmark_measures_what_it_says(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "experiments"))
+    bench = importlib.import_module("bench")
+    monkeypatch.setattr(bench, "SHAPES", {name: (GPTConfig(128, 300, 1, 1, 16), 2) for name in bench.SHAPES})
+    monkeypatch.setattr(bench.importlib.util, "find_spec", lambda name: None)       # the peers are another matter
+    monkeypatch.setattr(bench, "ceilings", lambda *a: {"matmul": 1e9, "copy": 1e9, "launch": 1e-6})
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--work=train,sample,reward,ppo", "--rounds=1", "--seconds=0.01", "--device=cpu", "--dtype=float32", f"--out={tmp_path / 'bench.json'}"])
+    bench.main()
+    with open(tmp_path / "bench.json") as f:
+        work = json.load(f)["work"]
+    assert set(work) == {"train", "sample", "reward", "ppo"} and all(row["rate"] > 0 for rows in work.values() for row in rows.values())
+    assert work["ppo"]["ours, float32"]["rollout"] > 0 and "answers/s" in capsys.readouterr().out
