@@ -230,7 +230,11 @@ def main():
         files[name] = [row for row in rows if row["split"] == "train" or key(row) not in trained]
         dropped[f"{name} held out whose prompt is also in train"] = len(rows) - len(files[name])
         rng.shuffle(files[name])
-        save(name + ".jsonl", "".join(json.dumps(row) + "\n" for row in files[name]).encode())
+        ranked = []
+        if name == "comparisons" and os.path.exists(path := os.path.join(HERE, "comparisons.jsonl")):
+            with open(path, encoding="utf-8") as f:         # what somebody ranked with label.py stays
+                ranked = [row for row in map(json.loads, f) if "labeler" in row]
+        save(name + ".jsonl", "".join(json.dumps(row) + "\n" for row in files[name] + ranked).encode())
         sides = collections.Counter(row["split"] for row in files[name])
         print(f"{name}.jsonl: {sides['train']:,} train, {sides['heldout']:,} held out")
     size = lambda *turns: sum(len(enc.encode_ordinary(turn)) for turn in turns)
