@@ -278,6 +278,23 @@ class GPT(Trunk):
             target.copy_(w)
         return model
 
+    def save_pretrained(self, folder):
+        """Write config.json and model.safetensors in Hugging Face's GPT-2 layout, which `from_pretrained`, transformers and others read."""
+        from safetensors.torch import save_file
+        c, state, weights = self.config, self.state_dict(), {}
+        for ours, theirs, transpose in hf_names(c):
+            w = state[ours] if ours in state else torch.zeros(state[ours.removesuffix("bias") + "weight"].size(0))     # GPT-2 has all biases
+            w = w[:c.vocab_size] if ours == "wte.weight" else w
+            weights["transformer." + theirs] = (w.t() if transpose else w).detach().cpu().contiguous()
+        config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "vocab_size": c.vocab_size,
+                  "n_positions": c.block_size, "n_ctx": c.block_size, "n_layer": c.n_layer, "n_head": c.n_head, "n_embd": c.n_embd, "tie_word_embeddings": True}
+        os.makedirs(folder, exist_ok=True)
+        save_file(weights, os.path.join(folder, "model.safetensors.tmp"), metadata={"format": "pt"})
+        with open(os.path.join(folder, "config.json.tmp"), "w", encoding="utf-8") as f:
+            json.dump(config, f, indent=1)
+        for name in ("model.safetensors", "config.json"):
+            os.replace(os.path.join(folder, name + ".tmp"), os.path.join(folder, name))
+
 
 class ScalarGPT(Trunk):
     """GPT's trunk with one number per position: the reward model, and the critic."""
@@ -343,6 +360,19 @@ def hf_names(config):
             yield f"blocks.{i}.{ours}.bias", f"h.{i}.{theirs}.bias", False
 
 
+def load_weights(path):
+    """{name: tensor} of a .safetensors or .bin file. Raises ValueError if it can't be read."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path} is missing, which the index beside it names")
+    try:
+        if path.endswith(".safetensors"):
+            from safetensors.torch import load_file
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:
+        raise ValueError(f"{path} can't be read as weights ({type(e).__name__}): it may be cut off; get it again") from None
+
+
 def read_hf_gpt2(folder):
     """Folder in Hugging Face's layout → (GPTConfig, {name without 'transformer.': tensor})."""
     path = os.path.join(folder, "config.json")
@@ -353,12 +383,17 @@ def read_hf_gpt2(folder):
     if c.get("activation_function", "gelu_new") != "gelu_new":
         raise ValueError(f"{path}: activation {c['activation_function']!r} is not GPT-2's gelu_new")
     config = GPTConfig(c["n_positions"], c["vocab_size"], c["n_layer"], c["n_head"], c["n_embd"])
-    safe, torch_bin = os.path.join(folder, "model.safetensors"), os.path.join(folder, "pytorch_model.bin")
-    if os.path.exists(safe):
-        from safetensors.torch import load_file
-        weights = load_file(safe)
-    elif os.path.exists(torch_bin):
-        weights = torch.load(torch_bin, map_location="cpu", weights_only=True)
+    weights = {}
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        path = os.path.join(folder, name)
+        shards = [name] if os.path.exists(path) else []
+        if os.path.exists(path + ".index.json"):        # a large model's weights are in several files
+            with open(path + ".index.json", encoding="utf-8") as f:
+                shards = sorted(set(json.load(f)["weight_map"].values()))
+        for shard in shards:
+            weights |= load_weights(os.path.join(folder, shard))
+        if shards:
+            break
     else:
         raise FileNotFoundError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     return config, {k.removeprefix("transformer."): v for k, v in weights.items()}

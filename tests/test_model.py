@@ -149,6 +149,47 @@ def test_gpt2_weights_give_the_logits_of_transformers(tmp_path, kind, vocab, pos
     assert ours.generate([tokens[0, :5].tolist()], 12, temperature=0)[0] == prompt[0, 5:].tolist(), "greedy tokens differ from transformers'"
 
 
+def same(a, b, vocab):
+    """Equal weights, but for the rows that pad the embedding."""
+    cut = lambda state: {k: v[:vocab] if k == "wte.weight" else v for k, v in state.items() if k in b}      # noqa: E731
+    return all(torch.equal(v, cut(b)[k]) for k, v in cut(a).items())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin"])
+def test_weights_in_several_files_are_put_together(tmp_path, kind):
+    theirs = hf_checkpoint(tmp_path, "bin")
+    whole = GPT.from_pretrained(str(tmp_path)).state_dict()
+    weights = {k: v.contiguous().clone() for k, v in theirs.state_dict().items() if k != "lm_head.weight"}
+    names, name = list(weights), {"safetensors": "model.safetensors", "bin": "pytorch_model.bin"}[kind]
+    os.remove(tmp_path / "pytorch_model.bin")
+    shards = {f"part-{i}.{kind}": names[i::3] for i in range(3)}
+    for shard, part in shards.items():
+        from safetensors.torch import save_file
+        (save_file if kind == "safetensors" else torch.save)({n: weights[n] for n in part}, tmp_path / shard)
+    (tmp_path / (name + ".index.json")).write_text(json.dumps({"weight_map": {n: shard for shard, part in shards.items() for n in part}}))
+    assert same(GPT.from_pretrained(str(tmp_path)).state_dict(), whole, 97)
+    os.remove(tmp_path / f"part-1.{kind}")
+    with pytest.raises(FileNotFoundError, match="part-1"):
+        GPT.from_pretrained(str(tmp_path))
+    (tmp_path / f"part-1.{kind}").write_bytes(b"half a file")
+    with pytest.raises(ValueError, match="part-1.*can't be read"):
+        GPT.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize("vocab, positions, layers, heads, width, bias", [(97, 40, 2, 2, 32, True), (128, 24, 1, 4, 64, True), (65, 48, 3, 1, 48, False)])
+@torch.no_grad()
+def test_what_is_saved_for_others_is_the_same_model(tmp_path, vocab, positions, layers, heads, width, bias):
+    from transformers import GPT2LMHeadModel
+    ours = GPT(GPTConfig(positions, vocab, layers, heads, width, bias=bias)).eval()
+    for p in ours.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    ours.save_pretrained(str(tmp_path))
+    again, theirs = GPT.from_pretrained(str(tmp_path)), GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    assert same(again.state_dict(), ours.state_dict(), vocab), "the round trip changes a weight"
+    tokens = torch.randint(vocab, (3, positions))
+    assert (theirs(tokens).logits - ours(tokens)).abs().max() < 2e-4 and not list(tmp_path.glob("*.tmp"))
+
+
 def test_new_rows_for_special_tokens_leave_the_old_ones_alone(tmp_path):
     theirs = hf_checkpoint(tmp_path, vocab=97)
     model = GPT.from_pretrained(str(tmp_path), vocab_size=100)
