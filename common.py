@@ -48,7 +48,7 @@ class Common:
     dtype: str = "auto"      # float32 or bfloat16; auto takes bfloat16 where the device multiplies it fast
     size: str = "tiny"       # of the model: a name in model.py's SIZES; smoke shrinks the whole run as well
     max_new_tokens: int = 48 # longest response, in sampling
-    base: str = ""           # a base checkpoint to start from in place of OUT/pretrain.pt
+    base: str = ""           # to start from in place of OUT/pretrain.pt: another pretrain.pt, gpt2 (or -medium, -large, -xl), or a folder with weights in its layout
     fresh: str = ""          # --fresh redoes this stage, --fresh=all everything before it too
 
 
@@ -360,6 +360,12 @@ def model_from(checkpoint, cls=None):
     return model.eval()
 
 
+def set_dropout(model, p):
+    for module in (model, *model.blocks):
+        module.dropout = p
+    model.config.dropout = p
+
+
 def digest(state):
     """A hash of a network's weights, by which a checkpoint names its parents."""
     h = hashlib.sha256()
@@ -398,6 +404,8 @@ class Run:
     def parent(self, stage):
         """The finished checkpoint of an earlier stage; made first if it is not there."""
         base = stage == "pretrain" and self.config.base
+        if base and not base.endswith(".pt"):
+            return self.foreign(base)
         path = base or os.path.join(self.config.out, stage + ".pt")
         if base or os.path.exists(path):
             checkpoint = load(path, stage)
@@ -407,6 +415,25 @@ class Run:
             raise UserError(f"{path} is missing; with several processes each stage is started by itself: torchrun --nproc_per_node={WORLD} {stage}.py first")
         run_stage(stage, self.config)
         return load(path)
+
+    def gpt2(self, name, flag):
+        """GPT.from_pretrained, with rows for the data's special tokens."""
+        torch.manual_seed(self.config.seed)         # of these rows
+        try:
+            model = GPT.from_pretrained(name, self.vocab.size)
+        except (ValueError, FileNotFoundError) as e:
+            raise UserError(f"--{flag}={name}: {e}") from None
+        if model.config.vocab_size != self.vocab.size:
+            raise UserError(f"--{flag}={name} has {model.config.vocab_size:,} tokens, the vocabulary of {self.folder} {self.vocab.size:,}: "
+                            f"they must be the same tokens, so vocab.json there has to name gpt2's")
+        return model
+
+    def foreign(self, name):
+        """Weights in Hugging Face's GPT-2 layout, as the content of a finished pretrain.pt."""
+        model = self.gpt2(name, "base")
+        state = model.state_dict()
+        return {"stage": "pretrain", "config": vars(self.config), "vocab": self.vocab.hash, "parents": {}, "seconds": 0.0, "model": state,
+                "model_config": dataclasses.asdict(model.config), "hash": digest(state), "results": {}}
 
     def check(self, path, checkpoint, keys):
         """Stop if a checkpoint does not fit this run, or is older than one that it came from."""
@@ -496,8 +523,8 @@ class Run:
         except OSError as e:
             raise UserError(f"{self.log_path} can't be written: {e.strerror}; the same command goes on from what was saved last") from None
 
-    def model_config(self, dropout=0.0):
-        return config_for(self.config.size, self.vocab.size, dropout)
+    def model_config(self):
+        return config_for(self.config.size, self.vocab.size)
 
 
 def read_log(path):

@@ -256,13 +256,15 @@ class GPT(Trunk):
                 x = self.hidden(new[:, None], (column - pads)[:, None], [(*kv, column) for kv in caches], mask)[:, -1]
 
     @classmethod
-    def from_pretrained(cls, folder, vocab_size=None):
-        """GPT with the weights of a local folder in Hugging Face's GPT-2 layout.
+    def from_pretrained(cls, name, vocab_size=None):
+        """GPT with the weights of GPT-2, or of a local folder in Hugging Face's GPT-2 layout.
 
-        folder: holds config.json and model.safetensors (or pytorch_model.bin).
+        name: a folder with config.json and model.safetensors (or pytorch_model.bin; in one file or several); or gpt2,
+        gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once.
         vocab_size: larger than the file's to add rows (special tokens), drawn like any embedding.
         Raises FileNotFoundError, or ValueError naming the first weight that is missing or of another shape.
         """
+        folder = name if os.path.isdir(name) else downloaded(name)
         config, weights = read_hf_gpt2(folder)
         rows = config.vocab_size
         config.vocab_size = max(vocab_size or 0, rows)
@@ -358,6 +360,27 @@ def hf_names(config):
         for ours, theirs in names.items():
             yield f"blocks.{i}.{ours}.weight", f"h.{i}.{theirs}.weight", not ours.startswith("ln")
             yield f"blocks.{i}.{ours}.bias", f"h.{i}.{theirs}.bias", False
+
+
+HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
+
+
+def downloaded(name):
+    """The folder with GPT-2's files of this name, under torch.hub's own; downloaded if they are not there yet."""
+    names = [size for size in SIZES if size.startswith("gpt2")]
+    if name not in names:
+        raise FileNotFoundError(f"{name} is neither a folder nor one of {', '.join(names)}")
+    folder = os.path.join(torch.hub.get_dir(), "nanoinstructgpt", name)
+    os.makedirs(folder, exist_ok=True)
+    for file in ("config.json", "model.safetensors"):
+        path, url = os.path.join(folder, file), HUB.format(name, file)
+        if not os.path.exists(path):
+            try:
+                torch.hub.download_url_to_file(url, path)       # to another name first
+            except OSError as e:
+                raise FileNotFoundError(f"{url} can't be downloaded ({e}); without a network, give a folder that holds config.json and model.safetensors of {name}, "
+                                        f"or put these two into {folder}") from None
+    return folder
 
 
 def load_weights(path):

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 from common import (WORLD, Common, Run, adamw, bar, cosine, document_batch, document_starts, entry, generator, mine, parse,
-                    text_loss, total, update)          # before torch: it says how threads wait
+                    set_dropout, text_loss, total, update)          # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from model import GPT
 
@@ -28,6 +28,7 @@ class Config(Common):
     weight_decay: float = 0.1   # on matrices
     dropout: float = 0.0        # several epochs of a small text would want some
     eval_every: int = 250       # steps between measurements of the held-out loss
+    init_from: str = ""         # weights to go on from: gpt2 (or -medium, -large, -xl), or a folder in Hugging Face's GPT-2 layout
 
 
 SMOKE = {"steps": 30, "batch": 8, "warmup": 5, "eval_every": 30}
@@ -60,7 +61,9 @@ def main():
     if run.finished():
         return
     torch.manual_seed(config.seed)
-    model = GPT(run.model_config(config.dropout)).to(run.device)
+    model = run.gpt2(config.init_from, "init_from") if config.init_from else GPT(run.model_config())
+    set_dropout(model, config.dropout)
+    model.to(run.device)
     optimizer = adamw(model, config.lr, config.weight_decay)
     block = model.config.block_size
     train, val = (read_tokens(os.path.join(run.folder, f), run.vocab) for f in ("train.bin", "val.bin"))

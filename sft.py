@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 
 from common import (Common, Run, adamw, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches, generator, load,
-                    mine, model_from, pad, parse, text_loss, total, update)   # before torch: it says how threads wait
+                    mine, model_from, pad, parse, set_dropout, text_loss, total, update)   # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from pretrain import lm_loss
 
@@ -100,9 +100,7 @@ def main():
         return
     vocab, base = run.vocab, run.parents["pretrain"]
     model = model_from(base).to(run.device)
-    for module in (model, *model.blocks):
-        module.dropout = config.dropout
-    model.config.dropout = config.dropout
+    set_dropout(model, config.dropout)
     block = model.config.block_size
     path = os.path.join(run.folder, "demonstrations.jsonl")
     rows = read_jsonl(path, ["prompt", "response"], "train")

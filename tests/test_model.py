@@ -1,7 +1,9 @@
 """The networks: against a second implementation, against the plain way of doing it, and against tokens that must not matter."""
+import http.server
 import json
 import math
 import os
+import threading
 
 import pytest
 import torch
@@ -188,6 +190,31 @@ def test_what_is_saved_for_others_is_the_same_model(tmp_path, vocab, positions, 
     assert same(again.state_dict(), ours.state_dict(), vocab), "the round trip changes a weight"
     tokens = torch.randint(vocab, (3, positions))
     assert (theirs(tokens).logits - ours(tokens)).abs().max() < 2e-4 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_name_is_downloaded_once(tmp_path, monkeypatch):
+    hf_checkpoint(tmp_path / "hub" / "gpt2-medium")
+    asked = []
+
+    class Hub(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path / "hub"))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("model.HUB", f"http://127.0.0.1:{server.server_port}" + "/{}/{}")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "cache"))
+    models = [GPT.from_pretrained("gpt2-medium") for _ in "ab"]
+    server.shutdown()
+    server.server_close()
+    assert same(models[0].state_dict(), models[1].state_dict(), 97) and sorted(set(asked)) == ["/gpt2-medium/config.json", "/gpt2-medium/model.safetensors"] and len(asked) == 2
+    with pytest.raises(FileNotFoundError, match="can't be downloaded.*without a network"):
+        GPT.from_pretrained("gpt2-large")
+    assert not [f for f in (tmp_path / "cache" / "nanoinstructgpt" / "gpt2-large").iterdir()], "a download that failed left something behind"
+    with pytest.raises(FileNotFoundError, match="neither a folder nor one of gpt2, gpt2-medium"):
+        GPT.from_pretrained("gpt3")
 
 
 def test_new_rows_for_special_tokens_leave_the_old_ones_alone(tmp_path):

@@ -23,7 +23,7 @@ import ppo
 import sft
 from conftest import ROOT, STAGES, equal, log_of, parents_only, run_little, run_main
 from data import UserError, read_heldout, read_jsonl
-from model import Trunk
+from model import GPT, GPTConfig, Trunk
 
 
 def python(*args, **more):
@@ -207,6 +207,37 @@ def test_the_time_of_a_stage_is_its_own(copy, monkeypatch):
     run = common.Run("reward", config, ["sft"])
     clock[0] += 5
     assert run.seconds() == 5, "the seconds of the stages that it started are counted twice, in theirs and in its own"
+
+
+# ---- from somebody else's weights ----
+
+@pytest.fixture
+def foreign(vocab, tmp_path):
+    """A folder in Hugging Face's layout with a network that lacks the data's four special tokens."""
+    GPT(GPTConfig(96, vocab.size - 4, 1, 2, 16)).save_pretrained(str(tmp_path / "foreign"))
+    return tmp_path / "foreign"
+
+
+def test_stages_start_from_weights_in_hugging_faces_layout(little, foreign, tmp_path):
+    data, out = little[0], tmp_path / "out"
+    for stage in STAGES[1:]:
+        run_little(stage, data, out, f"--base={foreign}", "--max_new_tokens=20")
+    theirs, ours = GPT.from_pretrained(str(foreign)), common.model_from(common.load(str(out / "ppo.pt")))
+    assert ours.config.n_layer == 1 and ours.config.vocab_size == theirs.config.vocab_size + 4 and not (out / "pretrain.pt").exists()
+    parents = [common.load(str(out / f"{stage}.pt"))["parents"]["pretrain"] for stage in ("sft", "ppo")]
+    assert parents[0] == parents[1], "each stage draws other rows for the special tokens"
+    run_little("pretrain", data, tmp_path / "more", f"--init_from={foreign}", "--lr=1e-9")
+    more = common.model_from(common.load(str(tmp_path / "more" / "pretrain.pt")))
+    assert torch.allclose(more.blocks[0].qkv.weight, theirs.blocks[0].qkv.weight, atol=1e-6) and more.config.block_size == 96, "training does not go on from these weights"
+
+
+def test_weights_of_another_vocabulary_are_refused(little, foreign, tmp_path, monkeypatch):
+    GPT(GPTConfig(96, 50257, 1, 2, 16)).save_pretrained(str(foreign))
+    for stage, flag in (("sft", "base"), ("pretrain", "init_from")):
+        with pytest.raises(UserError, match=f"--{flag}=.*50,257 tokens"):
+            run_little(stage, little[0], tmp_path / "out", f"--{flag}={foreign}")
+        with pytest.raises(UserError, match=f"--{flag}=gpt-2: .*neither a folder nor one of gpt2, gpt2-medium"):
+            run_little(stage, little[0], tmp_path / "out", f"--{flag}=gpt-2")
 
 
 # ---- Ctrl-C, in a process of its own; the rest of stopping and going on is in test_resume.py ----
