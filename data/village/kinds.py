@@ -9,6 +9,7 @@ same templates read a prompt back. Turns of a chat are separated by " | ".
 
 The world is always the same. What is said about it is drawn from a random.Random that the caller seeds.
 """
+import functools
 import random
 import re
 
@@ -113,6 +114,17 @@ def as_regex(template, known={}):
     return re.sub(r"\\{(\w+)\\}", group, re.escape(template))
 
 
+@functools.cache
+def pattern(template, known=()):
+    """as_regex, compiled: re's own cache is too small for all names and things."""
+    return re.compile(as_regex(template, dict(known)))
+
+
+@functools.cache
+def whole_word(word):
+    return re.compile(rf"\b{re.escape(str(word))}\b", re.I)
+
+
 def sentences(text):
     """'A b. C d.' → ['A b.', 'C d.']"""
     return [s.strip() for s in re.findall(r"[^.!?]+[.!?]?", text) if s.strip()]
@@ -125,7 +137,7 @@ def listing(words):
 
 def names_any(text, words, but=()):
     """Whether one of `words`, those in `but` aside, stands in the text as a whole word."""
-    return any(re.search(rf"\b{re.escape(str(w))}\b", text, re.I) for w in words if w not in but)
+    return any(whole_word(w).search(text) for w in words if w not in but)
 
 
 def graded(answer, full, bare, key, others):
@@ -164,9 +176,12 @@ def composed(s, answer, parts):
     """How well an answer is made of one sentence of each part in order: 1 is all, and nothing else.
     Whoever stands for {q} must be the same person throughout, and another one than {p}."""
     words, found, at, right = {**s, **pronouns(s["p"])}, sentences(answer), 0, 0
+
+    def match(template, x):
+        return pattern(template, tuple((slot, words[slot]) for slot in re.findall(r"{(\w+)}", template) if slot in words)).fullmatch(x)
     for x in found:
         for i in range(at, len(parts)):
-            m = next((m for t in parts[i] if (m := re.fullmatch(as_regex(t, words), x)) and m.groupdict().get("q") != s["p"]), None)
+            m = next((m for t in parts[i] if (m := match(t, x)) and m.groupdict().get("q") != s["p"]), None)
             if m:
                 words.update({k: v for k, v in m.groupdict().items() if k == "q"})
                 at, right = i + 1, right + 1
@@ -557,7 +572,7 @@ def ask(name, rng):
     return kind.asks[i].format(**s), s
 
 
-PATTERNS = [(name, i, re.compile(as_regex(a))) for name, kind in KINDS.items() for i, a in enumerate(kind.asks)]
+PATTERNS = [(name, i, pattern(a)) for name, kind in KINDS.items() for i, a in enumerate(kind.asks)]
 
 
 def parse(text):
