@@ -240,9 +240,9 @@ def main():
     block = policy.config.block_size
     prompts_path = os.path.join(run.folder, "prompts.jsonl")
     prompts = [vocab.prompt(r["prompt"]) for r in read_jsonl(prompts_path, ["prompt"], "train")]
-    tokens = [len(vocab.prompt(r["prompt"])) for r in read_jsonl(prompts_path, ["prompt"])]
-    if too_long := sum(n + config.max_new_tokens > block for n in tokens):
-        raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(tokens)} tokens, do not fit the block of {block} together with "
+    lengths = [len(p) for p in prompts] + [len(vocab.prompt(r["prompt"])) for r in read_jsonl(prompts_path, ["prompt"], "heldout")]
+    if too_long := sum(n + config.max_new_tokens > block for n in lengths):
+        raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(lengths)} tokens, do not fit the block of {block} together with "
                         f"--max_new_tokens={config.max_new_tokens}: shorten them, lower --max_new_tokens or take a larger --size")
     heldout = read_heldout(prompts_path, ["prompt"])
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]

@@ -27,7 +27,7 @@ from model import GPT, GPTConfig, Trunk
 
 
 def python(*args, **more):
-    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, **more)
+    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
 
 
 @pytest.fixture(scope="session")
