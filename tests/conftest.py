@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -27,6 +28,20 @@ torch.set_num_threads(1)        # the same sums in the same order on every machi
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(1337)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def smoke_run(request, tmp_path_factory):
+    """`python ppo.py --size=smoke`, begun before the first test where any needs it, on the other core → (process, its folder, what it says)."""
+    if not any("smoke" in item.fixturenames for item in request.session.items):
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("smoke")
+    with open(folder / "log", "w") as log:
+        process = subprocess.Popen([sys.executable, "ppo.py", "--size=smoke", "--device=cpu", f"--out={folder / 'run'}"], cwd=ROOT,
+                                   stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    yield process, folder / "run", folder / "log"
+    process.kill()
 
 
 @pytest.fixture(scope="session")

@@ -26,16 +26,11 @@ from data import UserError, read_heldout, read_jsonl
 from model import GPT, GPTConfig, Trunk
 
 
-def python(*args, **more):
-    return subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, **more)
-
-
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory):
+def smoke(smoke_run):
     """The folder of a finished smoke run. Nobody may change it; `copy` is for that."""
-    out = tmp_path_factory.mktemp("smoke") / "run"
-    done = python("ppo.py", "--size=smoke", "--device=cpu", f"--out={out}")
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    process, out, log = smoke_run
+    assert process.wait() == 0, log.read_text()[-3000:]
     return out
 
 
