@@ -97,6 +97,8 @@ def little(tmp_path_factory, village):
             for kind, text, s in prepare.prompts(rng, n, split, SHARES):
                 d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
                 p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
+    with open(folder / "abilities.jsonl", "w") as f:
+        f.writelines(json.dumps(row) + "\n" for row in {row["ability"]: row for row in prepare.abilities(rng)}.values())
     out = folder.parent / "out"
     for stage in STAGES[:-1]:
         run_little(stage, folder, out)

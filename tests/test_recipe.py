@@ -4,6 +4,7 @@ The whole recipe: one run of `python ppo.py --size=smoke`, as a reader would sta
 The tests of stopping and going on run the stages in this process, on a data folder of a few hundred lines that is
 written here by hand, as anybody could write their own.
 """
+import contextlib
 import importlib
 import json
 import math
@@ -20,6 +21,7 @@ import torch
 import common
 import evaluate
 import ppo
+import pretrain
 import sft
 from conftest import ROOT, STAGES, equal, log_of, parents_only, run_little, run_main
 from data import UserError, read_heldout, read_jsonl
@@ -202,6 +204,15 @@ def test_the_time_of_a_stage_is_its_own(copy, monkeypatch):
     run = common.Run("reward", config, ["sft"])
     clock[0] += 5
     assert run.seconds() == 5, "the seconds of the stages that it started are counted twice, in theirs and in its own"
+
+
+def test_abilities_are_measured_by_their_greedy_answers(little, vocab, monkeypatch):
+    rows = [{"ability": "sums", "text": "1 plus 1 is", "answers": [" 2"], "chance": 0.1}] * 3 + [{"ability": "names", "text": "I am Bo. My name is", "answers": [" Bo", " Bob"], "chance": 0.5}]
+    said = iter([" 2.", " 22", " 2 apples", " Bobby"])
+    monkeypatch.setattr(GPT, "generate", lambda model, prompts, n, temperature: [vocab.encoding.encode(next(said)) for _ in prompts])
+    found = pretrain.measure_abilities(GPT(GPTConfig(96, vocab.size, 1, 1, 8)), vocab, rows, contextlib.nullcontext())
+    assert found == {"sums": (2 / 3, pytest.approx(0.1), 3), "names": (0.0, 0.5, 1)}, "an answer is right if it is one of the accepted ones as a whole word"
+    assert set(common.load(str(little[1] / "pretrain.pt"))["results"]["abilities"]) == {"facts", "copying a name", "reading", "sums", "lists"}
 
 
 # ---- from somebody else's weights ----
