@@ -22,9 +22,9 @@ import sys
 import time
 import zipfile
 
-# How long a thread that waits for the others keeps looking before it sleeps is read when torch loads its OpenMP. A
-# tenth of a millisecond makes a small model's step half as fast again as sleeping at once; OpenMP's own default, a hundred
-# times as long, slows it down ten times where another program wants one of the cores.
+# How often a thread that waits for the others looks before it sleeps is read when torch loads its OpenMP. 3,000 times make a
+# small model's step half as fast again as sleeping at once; OpenMP's own default, a hundred times as often, makes it ten
+# times slower where another program wants one of the cores (experiments/LOG.md).
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # prepared kernels that are kept, one for each shape of tensors: a thousand by default, which in sampling are half a gigabyte
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
@@ -201,12 +201,12 @@ def join_processes(device):
     return device
 
 
-def mine(rows):
+def shard(rows):
     """This process's share of the rows of a batch: every WORLD-th."""
     return rows[RANK::WORLD]
 
 
-def total(x):
+def all_reduce(x):
     """The sum of a tensor over all processes, without gradient."""
     if WORLD > 1:
         x = x.detach().clone()
@@ -214,8 +214,8 @@ def total(x):
     return x
 
 
-def everybodys(rows):
-    """Lists of each process's share, as `mine` deals them out → the whole list, in its order."""
+def all_gather(rows):
+    """Lists of each process's share, as `shard` deals them out → the whole list, in its order."""
     if WORLD == 1:
         return rows
     shares = [None] * WORLD
@@ -229,7 +229,7 @@ def everybodys(rows):
 def add_gradients(parameters):
     """Sum gradients over all processes, in one message. Each process's loss is its share of the whole batch's."""
     parameters = [p for p in parameters if p.requires_grad]
-    flat = total(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]))
+    flat = all_reduce(torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters]))
     for p, g in zip(parameters, flat.split([p.numel() for p in parameters])):
         p.grad = g.view_as(p)
 
@@ -361,6 +361,7 @@ def model_from(checkpoint, cls=None):
 
 
 def set_dropout(model, p):
+    """Dropout of probability p on the embeddings and both residual branches of each block."""
     for module in (model, *model.blocks):
         module.dropout = p
     model.config.dropout = p
@@ -491,7 +492,7 @@ class Run:
     def checkpoint(self, step, every=60, **parts):
         """Call after each step with everything that the next one needs. Saves every `every` seconds; exits after Ctrl-C."""
         if WORLD > 1:       # Ctrl-C reaches them at different steps
-            self.stop = bool(total(torch.tensor(float(self.stop), device=self.device)))
+            self.stop = bool(all_reduce(torch.tensor(float(self.stop), device=self.device)))
         if not RANK and (self.stop or time.time() - self.last_save > every):
             state = {n: p if isinstance(p, dict) else p.state_dict() for n, p in parts.items()}
             save(self.unfinished, self.content(step=step, model=state))

@@ -23,8 +23,8 @@ import copy
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, bar, become, by_length, document_batch, document_starts, entry, everybodys, generator, mine, model_from,
-                    pad, parse, rounded, text_loss, total, update)      # before torch: it says how threads wait
+from common import (Common, Run, adamw, all_gather, all_reduce, bar, become, by_length, document_batch, document_starts, entry,
+                    generator, model_from, pad, parse, rounded, shard, text_loss, update)     # before torch: it says how threads wait
 from data import UserError, load_judge, read_heldout, read_jsonl, read_tokens
 from model import ScalarGPT
 from pretrain import lm_loss
@@ -153,7 +153,7 @@ def rollout(policy, prompts, config, vocab, cast, rng):
     """Sample an answer to each prompt (token lists) → tokens (B, T) right-padded, mask (B, T), lengths (B,), has_eos (B,)."""
     noise = torch.rand(len(prompts), config.max_new_tokens, generator=rng)      # of an answer, whichever process samples it
     with cast:
-        news = everybodys(policy.generate(mine(prompts), config.max_new_tokens, config.temperature, eos=vocab.eos, noise=mine(noise)))
+        news = all_gather(policy.generate(shard(prompts), config.max_new_tokens, config.temperature, eos=vocab.eos, noise=shard(noise)))
     device = policy.wte.weight.device
     tokens, lengths = pad([p + n for p, n in zip(prompts, news)], vocab.pad, device)
     starts = torch.tensor([len(p) for p in prompts], device=device)
@@ -187,10 +187,10 @@ def forward_values(critic, tokens, cast):
 def in_parts(function, lengths, size, *tensors):
     """function(parts of tensors) → (b, t), over rows of similar length with their padding cut off; put together as (B, T)."""
     out = torch.zeros(tensors[0].shape, device=lengths.device)
-    for rows in mine(by_length(lengths, size)):
+    for rows in shard(by_length(lengths, size)):
         longest = rounded(lengths[rows].max())
         out[rows, :longest] = function(*(t[rows, :longest] for t in tensors))
-    return total(out)
+    return all_reduce(out)
 
 
 def ema_update(average, model, decay):
@@ -290,7 +290,7 @@ def main():
             for n, rows in enumerate(order.split(size)):
                 count = mask[rows].sum()
                 step_stats = torch.zeros(7, device=run.device)
-                for part in mine(rows[lengths[rows].cpu().argsort()]).split(micro):     # shortest first, so that parts have little padding
+                for part in shard(rows[lengths[rows].cpu().argsort()]).split(micro):     # shortest first, so that parts have little padding
                     if not len(part):
                         continue        # more processes than rows
                     longest = rounded(lengths[part].max())
@@ -313,7 +313,7 @@ def main():
                 if config.ptx_coef:     # pretraining gradients are added to PPO's, then one step (appendix C.4)
                     ptx_seconds -= run.seconds()
                     windows = max(1, round(config.ptx_ratio * size))
-                    x = mine(document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device))
+                    x = shard(document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device))
                     if len(x):
                         ptx = lm_loss(forward(policy, x, run.cast), x) * len(x) / windows
                         (config.ptx_coef * ptx).backward()
@@ -334,7 +334,7 @@ def main():
             "episode": state["episode"], "objective/kl": k1, "objective/kl_k3": k3, "objective/beta": beta,
             "objective/entropy": -shown(logprobs, mask).sum(1).mean().item(), "objective/scores": scores.mean().item(),
             "objective/non_score_reward": -beta * k1, "objective/rlhf_reward": rewards.sum(1).mean().item(),
-            **dict(zip(names, total(torch.stack(stats)).mean(0).tolist())),
+            **dict(zip(names, all_reduce(torch.stack(stats)).mean(0).tolist())),
             "val/explained_variance": 1 - (masked_mean((returns - values - masked_mean(returns - values, mask)) ** 2, mask)
                                            / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask).clamp(min=1e-8)).item(),
             "response/length": mask.sum(1).float().mean().item(), "response/eos_fraction": has_eos.float().mean().item(),

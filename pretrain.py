@@ -10,8 +10,8 @@ Left out: gradient accumulation, and everything that makes a large run large.
 import os
 from dataclasses import dataclass
 
-from common import (WORLD, Common, Run, adamw, bar, cosine, document_batch, document_starts, entry, generator, mine, parse,
-                    set_dropout, text_loss, total, update)          # before torch: it says how threads wait
+from common import (WORLD, Common, Run, adamw, all_reduce, bar, cosine, document_batch, document_starts, entry, generator, parse,
+                    set_dropout, shard, text_loss, update)     # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from model import GPT
 
@@ -75,13 +75,13 @@ def main():
     progress = bar(config.steps, step, "pretrain")
     for step in progress:
         torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
-        x = mine(document_batch(train, starts, config.batch, block, generator(config.seed, "pretrain", step), run.device))
+        x = shard(document_batch(train, starts, config.batch, block, generator(config.seed, "pretrain", step), run.device))
         model.train()
         with run.cast:
             logits = model(x)
         loss = lm_loss(logits, x) * len(x) / config.batch
         loss.backward()
-        loss = total(loss)
+        loss = all_reduce(loss)
         lr = config.lr * cosine(step, config.steps, config.warmup)
         norm = update(model, optimizer, lr)
 

@@ -15,8 +15,8 @@ import os
 import random
 from dataclasses import dataclass
 
-from common import (RANK, Common, Run, adamw, bar, by_length, cosine, entry, epoch_batches, everybodys, generator, mine, model_from, pad,
-                    parse, total, update)      # before torch: it says how threads wait
+from common import (RANK, Common, Run, adamw, all_gather, all_reduce, bar, by_length, cosine, entry, epoch_batches, generator,
+                    model_from, pad, parse, shard, update)     # before torch: it says how threads wait
 from data import UserError, half_of, load_judge, read_heldout, read_jsonl, read_ranking, replacing
 from model import ScalarGPT
 
@@ -78,13 +78,13 @@ def sample_answers(model, prompts, run, k, label):
     rows = [i for i in range(len(prompts)) for _ in range(k)]
     answers = [[] for _ in prompts]
     chunks = by_length([len(prompts[i]) for i in rows], 512)
-    found, share = [], mine(list(enumerate(chunks)))
+    found, share = [], shard(list(enumerate(chunks)))
     for i in bar(len(share), 0, label):
         n, chunk = share[i]
         with run.cast:
             found.append(model.generate([prompts[rows[j]] for j in chunk.tolist()], run.config.max_new_tokens, eos=run.vocab.eos,
                                         generator=generator(run.config.seed, label, n)))
-    for chunk, news in zip(chunks, everybodys(found)):
+    for chunk, news in zip(chunks, all_gather(found)):
         for j, new in zip(chunk.tolist(), news):
             answers[rows[j]].append(new)
     return answers
@@ -258,20 +258,20 @@ def main():
         epoch, i = divmod(step, per_epoch)
         if i == 0 or step == start:
             batches = epoch_batches(lengths, config.batch, generator(config.seed, "epoch", epoch))
-        items = [train[j] for j in mine(batches[i]) or batches[i][:1]]
+        items = [train[j] for j in shard(batches[i]) or batches[i][:1]]
         model.train()
         scores, ranks = scores_of(model, items, vocab, run)
-        ranks = ranks * bool(mine(batches[i]))      # a process that no row is left for takes part with nothing
+        ranks = ranks * bool(shard(batches[i]))      # a process that no row is left for takes part with nothing
         pairs = better_pairs(ranks).sum()
-        share = pairs / total(pairs)
+        share = pairs / all_reduce(pairs)
         loss = ranking_loss(scores, ranks) * share
         loss.backward()
-        loss = total(loss)
+        loss = all_reduce(loss)
         if step == 0 and abs(loss.item() - math.log(2)) > 1e-6:
             raise UserError(f"the first ranking loss is {loss.item():.7f}, not ln 2 = {math.log(2):.7f}: the head does not start at zero")
         lr = config.lr * cosine(step, steps, config.warmup)
         norm = update(model, optimizer, lr)
-        right = total(share * (accuracy(scores.detach(), ranks)[0] if pairs else 0.0)).item()
+        right = all_reduce(share * (accuracy(scores.detach(), ranks)[0] if pairs else 0.0)).item()
         metrics = {"loss": loss.item(), "accuracy": right, "lr": lr, "grad_norm": norm}
         if heldout and (step + 1) % max(1, steps // 4) == 0:
             metrics["eval/accuracy"], _, _, _, metrics["eval/loss"] = evaluate(model, heldout, vocab, run)

@@ -13,8 +13,8 @@ import copy
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches, generator, load,
-                    mine, model_from, pad, parse, set_dropout, text_loss, total, update)   # before torch: it says how threads wait
+from common import (Common, Run, adamw, all_reduce, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches,
+                    generator, load, model_from, pad, parse, set_dropout, shard, text_loss, update)     # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from pretrain import lm_loss
 
@@ -128,25 +128,25 @@ def main():
         epoch, i = divmod(step, per_epoch)
         if i == 0 or step == start:
             batches = epoch_batches(lengths, config.batch, generator(config.seed, "epoch", epoch))
-        examples = [train[j] for j in mine(batches[i]) or batches[i][:1]]
+        examples = [train[j] for j in shard(batches[i]) or batches[i][:1]]
         tokens, mask = batch_of(examples, vocab, run.device)
-        mask = mask & bool(mine(batches[i]))        # a process that no row is left for takes part with nothing
+        mask = mask & bool(shard(batches[i]))        # a process that no row is left for takes part with nothing
         torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
         model.train()
         with run.cast:
             logits = model(tokens)
         loss = sft_loss(logits, tokens, mask) * mask.sum()
         (loss / usual).backward()       # a batch's answers are of like length: by its own mean, the short ones would be learnt too well
-        metrics = {"loss": (total(loss) / total(mask.sum())).item(), "epoch": step / per_epoch}
+        metrics = {"loss": (all_reduce(loss) / all_reduce(mask.sum())).item(), "epoch": step / per_epoch}
         if windows := round(config.pretrain_mix * len(batches[i])):
-            x = mine(document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device))
+            x = shard(document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device))
             text_part = torch.zeros((), device=run.device)
             if len(x):
                 with run.cast:
                     logits = model(x)
                 text_part = lm_loss(logits, x) * len(x) / windows
                 text_part.backward()
-            metrics["loss/pretrain"] = total(text_part).item()
+            metrics["loss/pretrain"] = all_reduce(text_part).item()
         metrics["lr"] = config.lr * cosine(step, steps)
         metrics["grad_norm"] = update(model, optimizer, metrics["lr"])
 

@@ -318,11 +318,11 @@ PLANTS = [
      "test_microbatches_are_weighted_by_their_tokens"),
 
     (17, "a process's share of a batch weighs by its number", "reward.py",
-     "share = pairs / total(pairs)", "share = torch.tensor(1.0)", "test_two_processes_do_what_one_does[reward]"),
+     "share = pairs / all_reduce(pairs)", "share = torch.tensor(1.0)", "test_two_processes_do_what_one_does[reward]"),
     (17, "gradients of several processes are averaged again", "common.py",
      "p.grad = g.view_as(p)", "p.grad = g.view_as(p) / WORLD", "test_two_processes_do_what_one_does[pretrain]"),
     (17, "answers depend on the process that samples them", "ppo.py",
-     "noise=mine(noise)", "noise=noise[:len(mine(prompts))]", "test_two_processes_do_what_one_does[ppo]"),
+     "noise=shard(noise)", "noise=noise[:len(shard(prompts))]", "test_two_processes_do_what_one_does[ppo]"),
     (18, "per microbatch", "ppo.py",
      "pg = policy_loss(new, old, adv, m, config.clip)", "pg = policy_loss(new, old, masked_whiten(adv, m), m, config.clip)",
      "test_advantages_returns_and_old_logprobs_are_frozen_and_whitened_once"),
