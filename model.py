@@ -66,24 +66,26 @@ def config_for(size, vocab_size, dropout=0.0):
 def plain_attention(q, k, v, mask=None):
     """softmax(q kᵀ / √hs) v, written out (Vaswani et al. 2017, eq. 1).
 
-    q (B, nh, T, hs), k and v (B, nh, S, hs); mask (…, T, S) is True where a query may look.
+    q (B, nh, T, hs), k and v (B, nh, S, hs); mask (…, T, S) is True where a query may look, or what `added` makes of it.
     None means causal, with the last query at the last key. Returns (B, nh, T, hs).
     """
     T, S = q.size(-2), k.size(-2)
     if mask is None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
     att = q / math.sqrt(q.size(-1)) @ k.transpose(-2, -1)       # (B, nh, T, S)
-    att = att + torch.zeros(mask.shape, dtype=att.dtype, device=q.device).masked_fill(~mask, float("-inf"))     # added: backward has nothing to do for it
+    att = att + (added(mask, att.dtype) if mask.dtype == torch.bool else mask)      # added, not filled in: backward has nothing to do for it
     return F.softmax(att, dim=-1).to(v.dtype) @ v
+
+
+def added(mask, dtype):
+    """A mask as a summand: 0 where a query may look, −inf elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, float("-inf"))
 
 
 def attention(q, k, v, mask=None):
     """As plain_attention, by the fused kernel wherever that is the faster one."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        if q.size(-2) > 1:                              # the fused backward there is five times slower than the plain one
-            return plain_attention(q, k, v, mask)
-        with torch.autocast("cpu", enabled=False):      # one query, as in sampling: a third faster in float32
-            return plain_attention(q.float(), k.float(), v.float(), mask).to(q.dtype)
+    if q.size(-2) == 1 or q.device.type == "cpu" and q.dtype == torch.bfloat16:     # vectors times matrices; and the fused backward there is five times slower
+        return plain_attention(q, k, v, mask)
     if mask is None and q.size(-2) < k.size(-2):        # the kernel's own causal mask puts the first query at the first key
         return plain_attention(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
@@ -103,15 +105,16 @@ class Block(nn.Module):
         self.mlp_proj = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
 
     def forward(self, x, cache=None, mask=None):
-        """x (B, T, C) → (B, T, C). `cache` is a (keys, values, column) triple that `generate` fills:
-        the new keys are written at `column`, and the queries see all columns up to the end of the new ones."""
+        """x (B, T, C) → (B, T, C). `cache` is a triple that `generate` keeps: keys (B, nh, hs, S), values (B, nh, S, hs) and the column of the
+        new ones. The first x is the prompts, whose queries see one another; later ones are a token, which sees all S columns."""
         B, T, C = x.shape
         q, k, v = self.qkv(self.ln_1(x)).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, C // self.n_head).transpose(1, 2) for t in (q, k, v))  # (B, nh, T, hs)
         if cache is not None:
             keys, values, column = cache
-            keys[:, :, column:column + T], values[:, :, column:column + T] = k, v
-            k, v = keys[:, :, :column + T], values[:, :, :column + T]
+            keys[..., column], values[:, :, column] = k.transpose(2, 3).to(keys.dtype), v.to(keys.dtype)
+            if T == 1:
+                k, v = keys.transpose(2, 3), values
         y = attention(q, k, v, mask)
         y = self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
         x = x + F.dropout(y, self.dropout, self.training)
@@ -170,9 +173,8 @@ class GPT(Trunk):
 
     def unembed(self, x):
         """Hidden states (…, C) → logits (…, V): the token embedding, transposed (Press and Wolf 2017)."""
-        return F.linear(x, self.wte.weight[:self.config.vocab_size])
+        return F.linear(x, self.wte.weight)[..., :self.config.vocab_size]      # the whole matrix: autocast keeps a parameter's copy, not a part's
 
-    @torch.no_grad()
     def generate(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None, noise=None):
         """Continue each prompt; returns a list of lists of new tokens, each up to and including `eos`.
 
@@ -182,31 +184,29 @@ class GPT(Trunk):
         it is given: `noise` (B, max_new_tokens), uniform in [0, 1).
         Raises ValueError if a prompt is empty, or does not fit the block with `max_new_tokens`.
         """
-        rows = [[] for _ in prompts]
-        for i, new in self.stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
-            for row, token in zip(i, new):
-                rows[row].append(token)
-        return rows
+        found = torch.full((len(prompts), max(max_new_tokens, 0)), -1, device=self.wte.weight.device)
+        for t, (row, token, going) in enumerate(self._steps(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise)):
+            found[row, t] = token.where(going, -1)
+        return [[token for token in row if token >= 0] for row in found.tolist()]
 
-    @torch.no_grad()
     def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None, noise=None):
         """As `generate`, but yields (row numbers, their new tokens) after each step, for rows not yet finished."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield from self._stream(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise)
-        finally:
-            self.train(was_training)
+        for row, token, going in self._steps(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
+            if not going.any():
+                break
+            yield row[going].tolist(), token[going].tolist()
 
-    def _stream(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
-        c, device = self.config, self.wte.weight.device
+    @torch.no_grad()
+    def _steps(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
+        """Yields, after each step, tensors on the device: row numbers, their new tokens, and whether the row was going on until then."""
+        c, device, was_training = self.config, self.wte.weight.device, self.training
         lengths = [len(p) for p in prompts]
         if not prompts or max_new_tokens <= 0:
             return
         if min(lengths) == 0:
             raise ValueError(f"prompt {lengths.index(0)} is empty: generation needs at least one token")
-        B, P = len(prompts), max(lengths)
-        if P + max_new_tokens > c.block_size:
+        B, P, W = len(prompts), max(lengths), max(lengths) + max_new_tokens
+        if W > c.block_size:
             raise ValueError(f"prompt {lengths.index(P)} has {P} tokens; with {max_new_tokens} new ones it does not fit "
                              f"the block of {c.block_size}: shorten it or ask for fewer")
         if temperature < 0:
@@ -222,38 +222,58 @@ class GPT(Trunk):
         which = torch.tensor([number.setdefault(tuple(p), len(number)) for p in prompts], device=device)    # (B,): a row's prompt
         tokens = torch.tensor([[0] * (P - len(p)) + list(p) for p in number], device=device)
         pads = torch.tensor([P - len(p) for p in number], device=device)
-        columns = torch.arange(P + max_new_tokens, device=device)
-        seen = columns >= pads[:, None]                                                     # (prompts, P + new)
+        columns = torch.arange(W, device=device)
+        seen = columns >= pads[:, None]                                                     # (prompts, W)
         positions = (columns[:P] - pads[:, None]).clamp(min=0)
         mask = (columns[:P] <= columns[:P, None]) & seen[:, None, :P]                       # (prompts, P, P)
         mask = (mask | torch.eye(P, dtype=torch.bool, device=device))[:, None]              # a PAD sees itself: no NaN
-        shape = (len(number), c.n_head, P + max_new_tokens, c.n_embd // c.n_head)
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
-        caches = [(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        record = device.type in RECORDED and max_new_tokens > 1
+        width = W if record else min(W, -(-P // 16) * 16)       # columns of the caches, which grow by 16: each width has kernels that must be prepared
+        heads = (len(number), c.n_head, c.n_embd // c.n_head)
+        caches = [(torch.zeros(*heads, width, device=device, dtype=dtype), torch.zeros(*heads, width, device=device, dtype=dtype).transpose(2, 3).contiguous())
                   for _ in range(c.n_layer)]
 
-        alive = torch.arange(B, device=device)      # which prompt each remaining row is
-        done = torch.zeros(B, dtype=torch.bool, device=device)
-        x = self.hidden(tokens, positions, [(*kv, 0) for kv in caches], mask)[:, -1]
-        if len(number) < B:
-            x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which]) for k, v in caches]
-        for t in range(max_new_tokens):
-            new = sample(self.unembed(x), noise[alive, t], temperature, top_k, top_p)       # (B,)
-            live = ~done
-            yield alive[live].tolist(), new[live].tolist()
-            if eos is not None:
-                done |= new == eos
-                n_done = int(done.sum())
-                if n_done == len(done):
+        def step(new, t):
+            """The token after `new` (B,), number t: an int, or a tensor (1,) where the step is recorded once for all t."""
+            column = P + t - 1
+            at, now = (slice(column, column + 1), slice(t, t + 1)) if isinstance(t, int) else (column, t)
+            mask = added((seen & (columns <= column))[:, None, None, :width], dtype)
+            x = self.hidden(new[:, None], (column - pads)[:, None], [(k, v, at) for k, v in caches], mask)
+            return sample(self.unembed(x[:, -1]), noise[:, now].squeeze(1), temperature, top_k, top_p)
+
+        self.eval()
+        try:
+            x = self.hidden(tokens, positions, [(k[..., :P], v[:, :, :P], slice(0, P)) for k, v in caches], mask)[:, -1]
+            if len(number) < B:
+                x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which]) for k, v in caches]
+            row, going = torch.arange(B, device=device), torch.ones(B, dtype=torch.bool, device=device)
+            new = sample(self.unembed(x), noise[:, 0], temperature, top_k, top_p)       # (B,)
+            if record:
+                number_of = torch.ones(1, dtype=torch.int64, device=device)
+                replay = recorded(lambda: new.copy_(step(new, number_of)), new)
+            for t in range(1, max_new_tokens + 1):
+                yield row, new, going
+                if eos is not None:
+                    going = going & (new != eos)
+                    left = int(going.sum()) if not record or t % 16 == 0 else len(going)       # to ask a GPU is to wait for it
+                    if not left:
+                        break
+                    if left * 2 < len(going) and not record:        # more than half are finished: go on with the others alone
+                        row, new, pads, seen, noise = row[going], new[going], pads[going], seen[going], noise[going]
+                        caches, going = [(k[going], v[going]) for k, v in caches], going[going]
+                if t == max_new_tokens:
                     break
-                if n_done * 2 > len(done):      # more than half are finished: go on with the others alone
-                    keep = ~done
-                    caches = [(k[keep], v[keep]) for k, v in caches]
-                    alive, new, pads, seen, done = alive[keep], new[keep], pads[keep], seen[keep], done[keep]
-            if t + 1 < max_new_tokens:
-                column = P + t
-                mask = seen[:, None, None, :column + 1]
-                x = self.hidden(new[:, None], (column - pads)[:, None], [(*kv, column) for kv in caches], mask)[:, -1]
+                if record:
+                    number_of.fill_(t)
+                    replay()
+                else:
+                    if P + t > width:
+                        more = min(W - width, 16)
+                        width, caches = width + more, [(F.pad(k, (0, more)), F.pad(v, (0, 0, 0, more))) for k, v in caches]
+                    new = step(new, t)
+        finally:
+            self.train(was_training)
 
     @classmethod
     def from_pretrained(cls, name, vocab_size=None):
@@ -326,6 +346,24 @@ class ScalarGPT(Trunk):
         model = cls(replace(gpt.config))
         model.load_state_dict(gpt.state_dict(), strict=False)
         return model.to(gpt.wte.weight.device)
+
+
+RECORDED = ("cuda",)       # devices on which launching a step's operations takes longer than their work
+
+
+def recorded(run, state):
+    """A function that does again what run() does, as one CUDA graph: the same operations on the same memory. `state` is left as it was."""
+    before, side = state.clone(), torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):       # what a first call sets up may not be recorded
+        for _ in range(2):
+            run()
+            state.copy_(before)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def sample(logits, noise, temperature=1.0, top_k=None, top_p=None):

@@ -233,6 +233,7 @@ def main():
     reward_model = model_from(run.parents["reward"], ScalarGPT).to(run.device).requires_grad_(False)
     critic = copy.deepcopy(reward_model).requires_grad_(True)
     average = copy.deepcopy(policy).requires_grad_(False)
+    run.compiled(policy, reference, reward_model, critic, average)
     optimizer = adamw(policy, config.lr, betas=(0.9, 0.95), eps=1e-5)
     critic_optimizer = adamw(critic, config.critic_lr, betas=(0.9, 0.95), eps=1e-5)
     rm = run.parents["reward"]["results"]
@@ -314,10 +315,10 @@ def main():
                     ptx_seconds -= run.seconds()
                     windows = max(1, round(config.ptx_ratio * size))
                     x = shard(document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device))
-                    if len(x):
-                        ptx = lm_loss(forward(policy, x, run.cast), x) * len(x) / windows
+                    for part in x.split(micro) if len(x) else ():
+                        ptx = lm_loss(forward(policy, part, run.cast), part) * len(part) / windows
                         (config.ptx_coef * ptx).backward()
-                        step_stats[6] = ptx.detach()
+                        step_stats[6] += ptx.detach()
                     ptx_seconds += run.seconds()
                 update(policy, optimizer, config.lr * warm)
                 update(critic, critic_optimizer, config.critic_lr * warm)

@@ -5,7 +5,7 @@ Stage 0: pretraining. Raw text in, a base model out, by next-token cross-entropy
     python pretrain.py --steps=400        # a base model that knows less
 
 Windows begin where a document begins, so that a prompt at position 0 looks like what was trained on.
-Left out: gradient accumulation, and everything that makes a large run large.
+Left out: everything that makes a large run large, but several processes and --micro.
 """
 import os
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import torch.nn.functional as F
 class Config(Common):
     steps: int = 2400           # optimiser steps
     batch: int = 16             # windows a step, each as long as the block
+    micro: int = 0              # windows a forward pass, to save memory (gradients add up); 0 is the whole batch
     lr: float = 4e-3            # peak learning rate: cosine to a tenth
     warmup: int = 100           # steps of linear warm-up
     weight_decay: float = 0.1   # on matrices
@@ -64,6 +65,7 @@ def main():
     model = run.gpt2(config.init_from, "init_from") if config.init_from else GPT(run.model_config())
     set_dropout(model, config.dropout)
     model.to(run.device)
+    run.compiled(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
     block = model.config.block_size
     train, val = (read_tokens(os.path.join(run.folder, f), run.vocab) for f in ("train.bin", "val.bin"))
@@ -77,10 +79,13 @@ def main():
         torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
         x = shard(document_batch(train, starts, config.batch, block, generator(config.seed, "pretrain", step), run.device))
         model.train()
-        with run.cast:
-            logits = model(x)
-        loss = lm_loss(logits, x) * len(x) / config.batch
-        loss.backward()
+        loss = 0.0
+        for part in x.split(config.micro or len(x)):
+            with run.cast:
+                logits = model(part)
+            share = lm_loss(logits, part) * len(part) / config.batch
+            share.backward()
+            loss += share.detach()
         loss = all_reduce(loss)
         lr = config.lr * cosine(step, config.steps, config.warmup)
         norm = update(model, optimizer, lr)

@@ -34,6 +34,7 @@ class Config(Common):
     name: str = "reward"        # of the checkpoint in OUT
     epochs: int = 1             # more overfit, the paper says
     batch: int = 16             # prompts a step, with all their pairs
+    micro: int = 0              # prompts a forward pass, to save memory (gradients add up); 0 is the whole batch
     lr: float = 6e-4            # peak learning rate: cosine to a tenth
     weight_decay: float = 0.1   # on matrices
     warmup: int = 10            # steps
@@ -251,6 +252,7 @@ def main():
 
     per_epoch = -(-len(train) // config.batch)
     steps = per_epoch * config.epochs
+    run.compiled(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
     start, lengths = run.resume(model=model, optimizer=optimizer), [max(map(len, tokens)) for tokens, *_ in train]
     progress = bar(steps, start, config.name)
@@ -258,20 +260,21 @@ def main():
         epoch, i = divmod(step, per_epoch)
         if i == 0 or step == start:
             batches = epoch_batches(lengths, config.batch, generator(config.seed, "epoch", epoch))
-        items = [train[j] for j in shard(batches[i]) or batches[i][:1]]
+        items = [train[j] for j in shard(batches[i])]
+        pairs = all_reduce(torch.tensor(sum(a < b for _, r, _ in items for a in r for b in r), device=run.device))
+        loss, right = torch.zeros(2, device=run.device)
         model.train()
-        scores, ranks = scores_of(model, items, vocab, run)
-        ranks = ranks * bool(shard(batches[i]))      # a process that no row is left for takes part with nothing
-        pairs = better_pairs(ranks).sum()
-        share = pairs / all_reduce(pairs)
-        loss = ranking_loss(scores, ranks) * share
-        loss.backward()
-        loss = all_reduce(loss)
+        for part in [items[j:j + (config.micro or config.batch)] for j in range(0, len(items), config.micro or config.batch)]:
+            scores, ranks = scores_of(model, part, vocab, run)
+            share = better_pairs(ranks).sum() / pairs       # of the batch's pairs: the loss is their mean, however they are split
+            part_loss = ranking_loss(scores, ranks) * share
+            part_loss.backward()
+            loss, right = loss + part_loss.detach(), right + share * accuracy(scores.detach(), ranks)[0]
+        loss, right = all_reduce(loss), all_reduce(right).item()
         if step == 0 and abs(loss.item() - math.log(2)) > 1e-6:
             raise UserError(f"the first ranking loss is {loss.item():.7f}, not ln 2 = {math.log(2):.7f}: the head does not start at zero")
         lr = config.lr * cosine(step, steps, config.warmup)
         norm = update(model, optimizer, lr)
-        right = all_reduce(share * (accuracy(scores.detach(), ranks)[0] if pairs else 0.0)).item()
         metrics = {"loss": loss.item(), "accuracy": right, "lr": lr, "grad_norm": norm}
         if heldout and (step + 1) % max(1, steps // 4) == 0:
             metrics["eval/accuracy"], _, _, _, metrics["eval/loss"] = evaluate(model, heldout, vocab, run)

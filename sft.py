@@ -26,6 +26,7 @@ import torch.nn.functional as F
 class Config(Common):
     epochs: int = 2             # passes over the demonstrations
     batch: int = 32             # demonstrations a step
+    micro: int = 0              # rows a forward pass, to save memory (gradients add up); 0 is the whole batch
     lr: float = 1e-3            # peak learning rate: cosine to a tenth, no warm-up
     weight_decay: float = 0.1   # on matrices
     dropout: float = 0.0        # on embeddings and residual branches; the paper has 0.2 and 16 epochs
@@ -101,6 +102,7 @@ def main():
     vocab, base = run.vocab, run.parents["pretrain"]
     model = model_from(base).to(run.device)
     set_dropout(model, config.dropout)
+    run.compiled(model)
     block = model.config.block_size
     path = os.path.join(run.folder, "demonstrations.jsonl")
     rows = read_jsonl(path, ["prompt", "response"], "train")
@@ -133,19 +135,23 @@ def main():
         mask = mask & bool(shard(batches[i]))        # a process that no row is left for takes part with nothing
         torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
         model.train()
-        with run.cast:
-            logits = model(tokens)
-        loss = sft_loss(logits, tokens, mask) * mask.sum()
-        (loss / usual).backward()       # a batch's answers are of like length: by its own mean, the short ones would be learnt too well
+        loss = 0.0
+        for t, m in zip(tokens.split(config.micro or len(tokens)), mask.split(config.micro or len(mask))):
+            with run.cast:
+                logits = model(t)
+            part = sft_loss(logits, t, m) * m.sum()
+            (part / usual).backward()       # a batch's answers are of like length: by its own mean, the short ones would be learnt too well
+            loss += part.detach()
         metrics = {"loss": (all_reduce(loss) / all_reduce(mask.sum())).item(), "epoch": step / per_epoch}
         if windows := round(config.pretrain_mix * len(batches[i])):
             x = shard(document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device))
             text_part = torch.zeros((), device=run.device)
-            if len(x):
+            for t in x.split(config.micro or max(1, len(x))) if len(x) else ():
                 with run.cast:
-                    logits = model(x)
-                text_part = lm_loss(logits, x) * len(x) / windows
-                text_part.backward()
+                    logits = model(t)
+                part = lm_loss(logits, t) * len(t) / windows
+                part.backward()
+                text_part += part.detach()
             metrics["loss/pretrain"] = all_reduce(text_part).item()
         metrics["lr"] = config.lr * cosine(step, steps)
         metrics["grad_norm"] = update(model, optimizer, metrics["lr"])

@@ -29,7 +29,7 @@ EXERCISES = {
                   "softmax(q kᵀ / √d) v, with −∞ in place of what a query may not see"),
     "sample": (5, "model.sample", "model: sampling_follows_the_distribution_it_says a_token_of_probability_zero_is_never_sampled "
                "impossible_top_k_and_top_p_are_refused", "token = the first i with p_0 + … + p_i > u, p = softmax(logits / T) cut to top_k, then to top_p;\n    a top_k below 1, or a top_p outside of (0, 1], is a ValueError that names it"),
-    "generate": (10, "model.GPT._stream", "model: cached_generation_equals_the_full_forward rows_go_on_correctly_after_others_have_ended "
+    "generate": (10, "model.GPT._steps", "model: cached_generation_equals_the_full_forward rows_go_on_correctly_after_others_have_ended "
                  "an_answer_ends_with_its_first_eos a_row_does_not_depend_on_the_rows_beside_it more_prompts_leave_the_first_answers_as_they_were "
                  "the_same_generator_gives_the_same_answers_and_another_gives_others streamed_tokens_are_those_of_generate "
                  "generation_runs_without_dropout_and_leaves_the_mode_as_it_was ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled",

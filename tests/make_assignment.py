@@ -27,13 +27,14 @@ INSTRUCTOR = re.compile(r"tests/(grade|make_assignment|slow|plant|test_assignmen
 
 # parts of longer functions: (from the line that begins so, up to the one that begins so, or to the end; what is to be done)
 CUTS = {
-    "model.GPT._stream": ("# prompts end at the same column", None, """
-        Yield (row numbers, their new tokens) after each of max_new_tokens steps, for the rows that had no `eos` yet. Row i takes its noise at step t
-        from noise[i, t], by `sample`. Rows have prompts of different lengths: let them end at the same column, PADs on the left, at which no token may
-        look, and give each token the position that it would have alone. One forward pass over the prompts fills the caches, (keys, values) of shape
-        (B, n_head, P + max_new_tokens, C / n_head) for each block; then `hidden` takes one new token a row, its position, each cache as
-        (keys, values, column) and the mask of what it may see (see Block.forward). Under autocast the caches have autocast's dtype.
-        Stop when all rows are done; drop finished rows when they are more than half."""),
+    "model.GPT._steps": ("# prompts end at the same column", None, """
+        Yield three tensors after each of max_new_tokens steps: row numbers, their new tokens, and whether a row had no `eos` before this token. Row i
+        takes its noise at step t from noise[i, t], by `sample`. Rows have prompts of different lengths: let them end at the same column, PADs on the
+        left, at which no token may look, and give each token the position that it would have alone. One forward pass over the prompts fills the
+        caches, for each block keys (B, n_head, C / n_head, columns) and values (B, n_head, columns, C / n_head); then `hidden` takes one new token a
+        row, its position, each cache as (keys, values, slice of the new column) and the mask of what it may see (see Block.forward). Under autocast
+        the caches have autocast's dtype. In eval mode, and the mode that it was called in afterwards, whatever happens.
+        Stop when all rows are done; drop finished rows when they are more than half. (CUDA graphs are not asked for.)"""),
     "ppo.rollout": ("starts = torch.tensor(", "return tokens, mask", """
         mask (B, T) bool: True on the response, from the prompt's length up to `lengths`. Take lengths, never search for an id."""),
     "ppo.main": ("for epoch in range(config.epochs):", "clock.append(run.seconds())", """

@@ -342,6 +342,20 @@ def test_the_same_generator_gives_the_same_answers_and_another_gives_others():
     assert fast_generate(model, PROMPTS, 12, 1.0, None, 1) != fast_generate(model, PROMPTS, 12, 1.0, None, 2)
 
 
+def test_a_recorded_step_gives_the_tokens_of_one_that_is_not(monkeypatch):
+    """On a GPU one step is recorded for all t: its number is a tensor, its caches have all columns, no row is dropped. Here it is run again in place of replayed."""
+    model = small(vocab_size=12)
+    prompts = [PROMPTS[i % 8] for i in range(24)]
+    usual = fast_generate(model, prompts, 40, 1.2, 0, 5)
+    taken = []
+    monkeypatch.setattr("model.RECORDED", ("cpu",))
+    monkeypatch.setattr("model.recorded", lambda run, state: taken.append(run) or run)
+    assert fast_generate(model, prompts, 40, 1.2, 0, 5) == usual, "the recorded step writes to, sees or draws from another column"
+    streamed = list(model.stream(prompts, 40, 1.2, eos=0, generator=torch.Generator().manual_seed(5)))
+    assert taken and [sum(i in rows for rows, _ in streamed) for i in range(24)] == [len(row) for row in usual], "a row goes on after its end, or a step yields none"
+    assert len(fast_generate(model, PROMPTS[:1], 1, 1.0, None, 5)[0]) == 1, "a single token needs no recorded step"
+
+
 def test_streamed_tokens_are_those_of_generate():
     model, rows = small(vocab_size=12), [[] for _ in PROMPTS]
     for i, new in model.stream(PROMPTS, 20, eos=0, generator=torch.Generator().manual_seed(2)):

@@ -1,5 +1,5 @@
 """
-Several processes do what one does, up to rounding, and the first alone writes.
+Several processes do what one does, and a batch in parts what a whole one does, up to rounding.
 
 Forks of this process join as torchrun's would, but need not import anything again.
 """
@@ -41,19 +41,31 @@ def test_two_processes_do_what_one_does(stage, little, whole, tmp_path):
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     assert [end_of(pid) for pid in [fork(one_of_two, rank, port, stage, data, outs[1]) for rank in (0, 1)]] == [0, 0]
+    same_steps(stage, outs, "of one process", "of two")
+    if stage == "reward":
+        assert (outs[0] / "comparisons.jsonl").read_bytes() == (outs[1] / "comparisons.jsonl").read_bytes(), "an answer depends on which process samples it"
+
+
+def same_steps(stage, outs, this, that):
     one, two = (common.load(str(out / f"{stage}.pt")) for out in outs)
     start = common.load(str(outs[0] / f"{one['parents'] and list(one['parents'])[0] or stage}.pt"))["model"]
     for name, a in one["model"].items():    # roughly: Adam makes much of gradients that are 0 but for rounding. Their norm, in the log, is held equal
         b = two["model"][name]
-        assert torch.allclose(a, b, atol=5e-4), f"{name} differs by {(a - b).abs().max():.1e}: a process's share of the loss is not weighed right, or gradients are not added"
+        assert torch.allclose(a, b, atol=5e-4), f"{name} differs by {(a - b).abs().max():.1e}: a share of the loss is not weighed right, or gradients are not added"
     assert stage == "pretrain" or any(not torch.equal(a, start[name]) for name, a in one["model"].items() if name in start)
-    if stage == "reward":
-        assert (outs[0] / "comparisons.jsonl").read_bytes() == (outs[1] / "comparisons.jsonl").read_bytes(), "an answer depends on which process samples it"
     logs = [log_of(out, stage) for out in outs]
     assert len(logs[0]) == len(logs[1]), "not the first process alone writes the log"
     for a, b in zip(*logs):
         for key in a:
-            assert "second" in key or abs(a[key] - b[key]) <= 1e-3 * max(1, abs(a[key])), f"{key} is {a[key]} of one process, {b[key]} of two"
+            assert "second" in key or abs(a[key] - b[key]) <= 1e-3 * max(1, abs(a[key])), f"{key} is {a[key]} {this}, {b[key]} {that}"
+
+
+@pytest.mark.parametrize("stage", STAGES[:3])
+def test_microbatches_change_nothing_in_the_stages_before(stage, little, whole, tmp_path):
+    outs = [parents_only(stage, whole, tmp_path / name) for name in ("one", "parts")]
+    for out, flags in zip(outs, ([], ["--micro=2"])):
+        run_little(stage, little[0], out, *{"pretrain": ["--dropout=0"], "sft": ["--dropout=0", "--pretrain_mix=0.3"], "reward": []}[stage], *flags)
+    same_steps(stage, outs, "of whole batches", "of parts")
 
 
 def test_with_several_processes_a_missing_stage_is_named_and_not_started(little, tmp_path, monkeypatch):

@@ -451,7 +451,7 @@ def test_logged_kl_and_reward_follow_their_formulas(spied):
 
 
 def test_microbatches_change_nothing(spied):
-    one, two = (spied("--iterations=1", "--episodes=8", "--minibatches=1", "--epochs=1", "--ptx_coef=0", f"--micro={n}") for n in (0, 3))
+    one, two = (spied("--iterations=1", "--episodes=8", "--minibatches=1", "--epochs=1", "--ptx_ratio=0.6", f"--micro={n}") for n in (0, 3))
     for name in one[2]["model"]:
         assert torch.allclose(one[2]["model"][name], two[2]["model"][name], atol=1e-6), f"{name} depends on how a minibatch is split"
     for key, value in one[1][0].items():
