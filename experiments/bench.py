@@ -84,6 +84,18 @@ def timed(device, function, units):
     return once
 
 
+def own(model, args):
+    """A network of ours as the stages use it with the flags given."""
+    model.to(args.device)
+    for block in model.blocks if args.compile else ():
+        block.compile()
+    return model
+
+
+def ours_in(dtype, args, micro=0):
+    return f"ours, {name_of(dtype)}" + ", compiled" * args.compile + f", micro {micro}" * bool(micro)
+
+
 def hugging_face(c):
     from transformers import GPT2Config, GPT2LMHeadModel
     return GPT2LMHeadModel(GPT2Config(vocab_size=c.vocab_size, n_positions=c.block_size, n_layer=c.n_layer, n_head=c.n_head, n_embd=c.n_embd,
@@ -101,15 +113,16 @@ def training(shape, args):
     c, batch = SHAPES[shape]
     x, y = (torch.randint(c.vocab_size, (batch, c.block_size), device=args.device) for _ in "xy")
     units = batch * c.block_size
-    model = GPT(c).to(args.device)
+    model = own(GPT(c), args)
     optimizer = common.adamw(model, 1e-4, 0.1)
 
     def ours():
-        with common.autocast(args.device, args.dtype):
-            logits = model(x)
-        lm_loss(logits, x).backward()
+        for part in x.split(args.micro or batch):
+            with common.autocast(args.device, args.dtype):
+                logits = model(part)
+            (lm_loss(logits, part) * len(part) / batch).backward()
         common.update(model, optimizer, 1e-4)
-    yield f"ours, {name_of(args.dtype)}", timed(args.device, ours, units), units * train_flops(model, c.block_size)
+    yield ours_in(args.dtype, args, micro=args.micro), timed(args.device, ours, units), units * train_flops(model, c.block_size)
 
     for dtype in dict.fromkeys((torch.float32, args.dtype)):
         if args.nanogpt:
@@ -139,12 +152,12 @@ def training(shape, args):
 def sampling(shape, args):
     c, _ = SHAPES[shape]
     prompts = torch.randint(c.vocab_size, (64, 32)).tolist()
-    model = GPT(c).to(args.device)
+    model = own(GPT(c), args)
     for dtype in dict.fromkeys((args.dtype, torch.float32)):
         def ours(dtype=dtype):
             with common.autocast(args.device, dtype):
                 return sum(map(len, model.generate(prompts, 64)))
-        yield f"ours, {name_of(dtype)}", timed(args.device, ours, None), 64 * decode_bytes(model, 64, 32 + 32, dtype)
+        yield ours_in(dtype, args), timed(args.device, ours, None), 64 * decode_bytes(model, 64, 32 + 32, dtype)
         if args.transformers:
             hf = hugging_face(c).to(args.device).eval()
             x = torch.tensor(prompts, device=args.device)
@@ -159,7 +172,7 @@ def sampling(shape, args):
 def ranking(shape, args):
     c, _ = SHAPES[shape]
     pairs = [([torch.randint(c.vocab_size, (96,)).tolist() for _ in "ab"], [1, 2], None) for _ in range(32)]
-    model = ScalarGPT(c).to(args.device)
+    model = own(ScalarGPT(c), args)
     optimizer = common.adamw(model, 1e-4, 0.1)
     run = argparse.Namespace(device=args.device, cast=common.autocast(args.device, args.dtype))
     vocab = argparse.Namespace(pad=0)
@@ -168,7 +181,7 @@ def ranking(shape, args):
         scores, ranks = reward.scores_of(model, pairs, vocab, run)
         reward.ranking_loss(scores, ranks).backward()
         common.update(model, optimizer, 1e-4)
-    yield f"ours, {name_of(args.dtype)}", timed(args.device, ours, 32), 64 * 96 * (train_flops(model, 96) - 6 * model.wte.weight.numel())
+    yield ours_in(args.dtype, args), timed(args.device, ours, 32), 64 * 96 * (train_flops(model, 96) - 6 * model.wte.weight.numel())
 
     if args.transformers:
         from transformers import GPT2Config, GPT2ForSequenceClassification
@@ -213,7 +226,7 @@ def iterations(c, args, epochs, n):
     """Run ppo.py for n iterations → its log."""
     with tempfile.TemporaryDirectory() as folder:
         data, out = ppo_folder(c, folder), os.path.join(folder, "out")
-        flags = [f"--data={data}", f"--out={out}", f"--device={args.device.type}", f"--dtype={name_of(args.dtype)}"]
+        flags = [f"--data={data}", f"--out={out}", f"--device={args.device.type}", f"--dtype={name_of(args.dtype)}", f"--compile={args.compile}"]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             for stage, cls in (("pretrain", GPT), ("sft", GPT), ("reward", ScalarGPT)):
                 run = common.Run(stage, common.parse(common.Common, "", argv=flags))
@@ -234,10 +247,11 @@ def ppo_iterations(epochs, args):
     c, _ = SHAPES["tiny"]
 
     def ours():
-        lines = iterations(c, args, epochs, 4)[1:]
+        warm = 4 if args.compile else 1         # each new shape is compiled, until they are taken for variable
+        lines = iterations(c, args, epochs, warm + 3)[warm:]
         ours.phases = {key.split("/")[1]: statistics.median(x[key] for x in lines if key in x) for key in PHASES if key in lines[0]}
         return 64 * len(lines), sum(x.get(key, 0) for x in lines for key in PHASES)
-    yield f"ours, {name_of(args.dtype)}", ours, None
+    yield ours_in(args.dtype, args), ours, None
     if args.trl:
         yield "TRL, float32", lambda: trl_iterations(c, epochs, 3), None
 
@@ -307,6 +321,8 @@ def main():
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="ours; the peers run in this one and in float32")
     parser.add_argument("--nanogpt", default="", help="a checkout of nanoGPT")
+    parser.add_argument("--compile", action="store_true", help="ours runs with its flag --compile")
+    parser.add_argument("--micro", type=int, default=0, help="ours trains with its flag --micro")
     parser.add_argument("--out", default=os.path.join("out", "bench.json"))
     args = parser.parse_args()
     args.device = common.pick_device(args.device)

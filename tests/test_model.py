@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from model import SIZES, GPT, GPTConfig, ScalarGPT, attention, config_for, plain_attention, sample
+from model import GPT, SIZES, Block, GPTConfig, ScalarGPT, attention, config_for, plain_attention, sample
 
 
 def small(vocab_size=50, block_size=64, n_layer=2, n_head=2, n_embd=32, seed=0, **more):
@@ -514,3 +514,36 @@ def test_scores_keep_float32_precision_under_bf16_autocast():
         scores = model.score(tokens, torch.full((64,), 8))
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float()), "the head was computed in bf16: scores have three digits"
+
+
+# ---- compiling ----
+
+def test_a_block_compiles_as_one_graph():
+    """What --compile compiles: a print or .item() in a block would cut it in two, and cost more than it saves."""
+    model = small()
+    block, x = torch.compile(model.blocks[0], fullgraph=True, backend="eager"), torch.randn(2, 5, 32)
+    keys = torch.zeros(2, 2, 16, 8)
+    with torch.no_grad():
+        assert torch.allclose(block(x), model.blocks[0](x), atol=1e-6)
+        mask = torch.ones(2, 1, 1, 8, dtype=torch.bool)
+        cached = [b(x[:, :1], (keys.clone(), keys.transpose(2, 3).clone(), slice(3, 4)), mask) for b in (block, model.blocks[0])]
+    assert torch.allclose(*cached, atol=1e-6)
+    torch.compiler.reset()
+
+
+def test_compile_needs_a_compiler_and_says_so(monkeypatch):
+    import common
+    from data import UserError
+    run, compiled = common.Run.__new__(common.Run), []
+    run.device, model = torch.device("cpu"), small()
+    monkeypatch.setattr(Block, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    run.config = common.Common(compile=False)
+    run.compiled(model)
+    run.config = common.Common(compile=True)
+    with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
+        run.compiled(model)
+    assert not compiled
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/" + name)
+    run.compiled(model, model)
+    assert len(compiled) == 4, "every block of every network, and only where --compile asks for it"
