@@ -243,8 +243,8 @@ def iterations(c, args, epochs, n):
 PHASES = ["seconds/rollout", "seconds/score", "seconds/reference", "seconds/update", "seconds/ptx"]
 
 
-def ppo_iterations(epochs, args):
-    c, _ = SHAPES["tiny"]
+def ppo_iterations(shape, epochs, args):
+    c, _ = SHAPES[shape]
 
     def ours():
         warm = 4 if args.compile else 1         # each new shape is compiled, until they are taken for variable
@@ -289,9 +289,12 @@ WORK = {
     "gpt2": ("training, GPT-2 124M, 16 × 1024", "tokens", lambda args: training("gpt2", args)),
     "sample": ("sampling, tiny, 64 × (32 → 64)", "tokens", lambda args: sampling("tiny", args)),
     "reward": ("reward model, tiny, 32 pairs × 96", "pairs", lambda args: ranking("tiny", args)),
-    "ppo": ("PPO iteration, tiny, 64 × (32 + 64)", "answers", lambda args: ppo_iterations(1, args)),
-    "ppo4": ("the same, 4 inner epochs", "answers", lambda args: ppo_iterations(4, args)),
+    "ppo": ("PPO iteration, tiny, 64 × (32 + 64)", "answers", lambda args: ppo_iterations("tiny", 1, args)),
+    "ppo4": ("the same, 4 inner epochs", "answers", lambda args: ppo_iterations("tiny", 4, args)),
+    "sample_gpt2": ("sampling, GPT-2 124M, 64 × (32 → 64)", "tokens", lambda args: sampling("gpt2", args)),
+    "ppo_gpt2": ("PPO iteration, GPT-2 124M, 64 × (32 + 64)", "answers", lambda args: ppo_iterations("gpt2", 1, args)),
 }
+FOR_A_GPU = {"gpt2", "sample_gpt2", "ppo_gpt2"}
 
 
 def name_of(dtype):
@@ -314,7 +317,7 @@ def measure(contenders, rounds, seconds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", default="", help=f"of {','.join(WORK)}; without it all, and gpt2 on a GPU alone")
+    parser.add_argument("--work", default="", help=f"of {','.join(WORK)}; without it all, those of GPT-2's size on a GPU alone")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.5, help="of each contender in each round, at least")
     parser.add_argument("--threads", type=int, default=0, help="0: PyTorch's default")
@@ -331,7 +334,7 @@ def main():
     args.trl = args.transformers and importlib.util.find_spec("trl") is not None
     if args.nanogpt and not os.path.exists(os.path.join(args.nanogpt, "model.py")):
         raise UserError(f"--nanogpt={args.nanogpt}: there is no model.py in it")
-    names = args.work.split(",") if args.work else [w for w in WORK if w != "gpt2" or args.device.type == "cuda"]
+    names = args.work.split(",") if args.work else [w for w in WORK if w not in FOR_A_GPU or args.device.type == "cuda"]
     if unknown := set(names) - set(WORK):
         raise UserError(f"--work={args.work}: there are {', '.join(WORK)}, not {', '.join(unknown)}")
     if args.threads:
@@ -355,12 +358,12 @@ def main():
         for who, once, needs in contenders:
             rate, low, high = rates[who]
             line = f"  {who:24s}{rate:12,.1f} {unit}/s ({low:,.1f} to {high:,.1f})"
-            share = None
-            if needs and name == "sample":
+            share, (c, batch) = None, SHAPES[name if name in SHAPES else "tiny"]
+            if needs and name.startswith("sample"):
                 share = needs / (64 * 64) * rate / (limits["copy"])
                 line += f", {share:.0%} of the copying rate"
             elif needs:
-                share = needs / (32 if name == "reward" else SHAPES["tiny" if name == "train" else name][1] * SHAPES["tiny" if name == "train" else name][0].block_size) * rate / limits["matmul"]
+                share = needs / (32 if name == "reward" else batch * c.block_size) * rate / limits["matmul"]
                 line += f", {share:.0%} of the product's rate"
             if who.split(",")[0] != "ours":
                 line += f", ours is {ours / rate:.2f} × as fast"
@@ -372,6 +375,10 @@ def main():
             found["work"][name]["peak_bytes"] = torch.cuda.max_memory_allocated()
         del contenders
         gc.collect()
+    if args.device.type == "cpu":
+        import resource
+        found["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        print(f"peak memory of this process, the peers' included: {found['peak_bytes'] / 2 ** 20:,.0f} MiB")
     os.makedirs(os.path.dirname(args.out) or ".", exist_ok=True)
     with common.replacing(args.out) as f:
         json.dump(found, f, indent=1)
