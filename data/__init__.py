@@ -20,6 +20,7 @@ import numpy as np
 import tiktoken
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SPLITS = ["train", "heldout", "skip"]       # of a line of a JSONL file: trained on, measured on, kept but not used
 
 
 class UserError(Exception):
@@ -174,41 +175,50 @@ def read_ranks(path):
     return ranks
 
 
-def read_jsonl(path, fields, split=None):
-    """Rows of a JSONL file, those of `split` if given; each must have the `fields`. Raises UserError with file and line.
-
-    A field is a name, or several names of which one must be there, as in "responses|chosen".
-    """
-    rows = []
+def read_text(path):
     try:
         with open(path, encoding="utf-8") as f:
-            lines = list(f)
+            return f.read()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text: {e}") from None
     except OSError as e:
         raise UserError(f"{path} can't be read: {e.strerror}") from None
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise UserError(f"{path}, line {n}: not valid JSON ({e})") from None
-        for field in fields:
-            if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
-                raise UserError(f'{path}, line {n}: expected an object with "{field}", found {line.strip()[:60]}')
-        if not isinstance(row.get("response", ""), str):
-            raise UserError(f'{path}, line {n}: "response" must be a string, found {row["response"]!r}')
-        if "chosen" in row or "responses" in row:
-            read_ranking(row, f"{path}, line {n}")
-        if "prompt" in row:
-            check_prompt(row["prompt"], f"{path}, line {n}")
-        if row.get("split", "train") not in ("train", "heldout"):
-            raise UserError(f'{path}, line {n}: "split" is {row["split"]!r}, not "train" or "heldout"')
-        if split is None or row.get("split", "train") == split:
-            rows.append(row)
+
+
+def read_lines(path):
+    """[(line number, line)] of a text file, without those that are empty."""
+    return [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+
+
+def read_line(line, fields, where):
+    """A line of a JSONL file → the row, checked. Raises UserError, which begins with `where`: file and line."""
+    try:
+        row = json.loads(line)
+    except ValueError as e:
+        raise UserError(f"{where}: not valid JSON ({e})") from None
+    for field in fields:
+        if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
+            raise UserError(f'{where}: expected an object with "{field}", found {line.strip()[:60]}')
+    if not isinstance(row.get("response", ""), str):
+        raise UserError(f'{where}: "response" must be a string, found {row["response"]!r}')
+    if "chosen" in row or "responses" in row:
+        read_ranking(row, where)
+    if "prompt" in row:
+        check_prompt(row["prompt"], where)
+    if row.get("split", "train") not in SPLITS:
+        raise UserError(f'{where}: "split" is {row["split"]!r}, not one of {", ".join(SPLITS)}')
+    return row
+
+
+def read_jsonl(path, fields, split=None):
+    """Rows of a JSONL file, those of `split` if given; each must have the `fields`. Raises UserError with file and line.
+
+    A field is a name, or several names of which one must be there, as in "responses|chosen". Rows with the split "skip" are left out.
+    """
+    rows = [read_line(line, fields, f"{path}, line {n}") for n, line in read_lines(path)]
+    rows = [row for row in rows if row.get("split", "train") in ([split] if split else SPLITS[:2])]
     if not rows:
         raise UserError(f"{path} has no {split + ' ' if split else ''}lines; data/README.md says what it needs")
     return rows

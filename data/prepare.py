@@ -27,7 +27,7 @@ from tiktoken._educational import bpe_train
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from data import UserError, Vocab, replacing  # noqa: E402
+from data import UserError, Vocab, half_of, read_heldout, read_line, read_lines, read_ranking, read_text, replacing  # noqa: E402
 
 SPECIAL = ["<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"]
 # where text is cut before any merge: words with the space before them, single digits, runs of signs, white space
@@ -86,11 +86,12 @@ def write_bin(path, documents):
     print(f"{os.path.basename(path):24s}{n:8,} documents {tokens:10,} tokens")
 
 
-def write_jsonl(path, rows):
+def write_jsonl(path, rows, quiet=False):
     with replacing(path) as f:
         f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    sides = collections.Counter(row.get("split", "train") for row in rows)
-    print(f"{os.path.basename(path):24s}{len(rows):8,} lines" + "".join(f", {sides[side]:,} {what}" for side, what in (("heldout", "held out"), ("skip", "skipped")) if sides[side]))
+    heldout = sum(row.get("split") == "heldout" for row in rows)
+    if not quiet:
+        print(f"{os.path.basename(path):24s}{len(rows):8,} lines" + (f", {heldout:,} held out" if heldout else ""))
 
 
 def fit(vocab, prompt, room):
@@ -100,3 +101,203 @@ def fit(vocab, prompt, room):
             return None
         prompt = prompt[2:]
     return prompt
+
+
+def length_alone(rows, vocab):
+    """What going by length alone makes of comparisons → a sentence: the longer or the shorter answer, whichever is better more often where it is trained on."""
+    found = {"train": [], "heldout": []}        # of each prompt: in how many of its pairs the longer answer is the better one, and how many there are
+    for row in rows:
+        responses, ranks = read_ranking(row)
+        lengths = [len(vocab.encode(r)) for r in responses]
+        margins = [lengths[i] - lengths[j] for i in range(len(ranks)) for j in range(len(ranks)) if ranks[i] < ranks[j] and responses[i] != responses[j]]
+        if margins and row.get("split") != "skip":
+            found[row.get("split", "train")].append((sum((m > 0) + 0.5 * (m == 0) for m in margins), len(margins)))
+    parts, shorter = [], None
+    for side, what in (("train", "training"), ("heldout", "held-out")):
+        if not found[side]:
+            continue
+        right, n = np.array(found[side]).T
+        if shorter is None:
+            shorter = right.sum() < n.sum() / 2
+        right = n - right if shorter else right
+        share = right.sum() / n.sum()
+        parts.append(f"{share:.1%} ± {1.96 * np.sqrt(((right - share * n) ** 2).sum()) / n.sum():.1%} of {int(n.sum()):,} {what} pairs")     # a prompt's pairs hang together
+    return f"length alone (the {'shorter' if shorter else 'longer'} answer wins) is right in {' and '.join(parts)}" if parts else "no comparison has a pair"
+
+
+# ---- a folder of one's own ----
+
+FILES = {"demonstrations.jsonl": ["prompt", "response"], "comparisons.jsonl": ["prompt", "responses|chosen"], "prompts.jsonl": ["prompt"]}
+MADE = {"made": "data/prepare.py"}      # in the lines that are not the user's
+
+
+def read_own(folder):
+    """{file: rows} of the user's own files; lines that an earlier run made are left out. Raises UserError with all that is wrong in any line."""
+    own, errors = {}, []
+    for name, fields in FILES.items():
+        path, rows = os.path.join(folder, name), []
+        if not os.path.exists(path):
+            continue
+        for n, line in read_lines(path):
+            try:
+                row = read_line(line, fields, f"{path}, line {n}")
+                if row.get("made") != MADE["made"]:
+                    rows.append(row)
+            except UserError as e:
+                errors.append(str(e))
+        if rows:
+            own[name] = rows
+    if errors:
+        raise UserError("\n".join(errors[:20]) + (f"\n… and {len(errors) - 20} lines more" if len(errors) > 20 else ""))
+    return own
+
+
+def key(row):
+    return json.dumps(row["prompt"])
+
+
+def hold_out(rows):
+    """The prompts to hold out: a tenth of the different ones in each half that read_heldout makes, at least one; which, depends on what they say alone."""
+    order, held = sorted({key(r): r for r in rows}.values(), key=lambda r: hashlib.sha256(("held out " + key(r)).encode()).digest()), set()
+    for half in (0, 1):
+        mine = [key(r) for r in order if half_of(r) == half]
+        held |= set(mine[:max(1, len(mine) // 10)])
+    return held
+
+
+def give_splits(own):
+    """"split" into the lines of files in which no line has one; the same prompt gets the same side in all files."""
+    known = {key(r): r["split"] for rows in own.values() for r in rows if r.get("split") in ("train", "heldout")}
+    held = set().union(*(hold_out(rows) for rows in own.values() if not any("split" in r for r in rows)))
+    for rows in own.values():
+        fresh = not any("split" in r for r in rows)
+        for r in rows:
+            if "split" not in r:
+                r["split"] = known.get(key(r)) or ("heldout" if fresh and key(r) in held else "train")
+
+
+def texts_of(row):
+    """→ (texts of the prompt's turns, the answers) of a line of any of the files."""
+    turns = [row["prompt"]] if isinstance(row["prompt"], str) else [turn["content"] for turn in row["prompt"]]
+    return turns, [row["response"]] if "response" in row else read_ranking(row)[0] if {"chosen", "responses"} & set(row) else []
+
+
+def room_for(row, vocab, block, answer):
+    """Whether a line fits: its prompt leaves `answer` tokens of the block for what is sampled, and its own answers fit as well."""
+    return len(vocab.prompt(row["prompt"])) + max([answer, *(len(vocab.response(a)) for a in texts_of(row)[1])]) <= block
+
+
+def skip_long(own, vocab, block, answer):
+    """What does not fit gets the split "skip", and "why"; what was skipped for a smaller block comes back → {file: number}."""
+    long = collections.Counter()
+    for name, rows in own.items():
+        for r in rows:
+            if "why" in r:
+                r["split"] = r.pop("why")       # what it was
+            if r.get("split") != "skip" and not room_for(r, vocab, block, answer):
+                r["why"], r["split"], long[name] = r.get("split", "train"), "skip", long[name] + 1
+    return long
+
+
+def text_documents(text, vocab):
+    """A text → (training documents, held-out ones) as ids. An empty line ends a document; a twentieth is held out, by what it says."""
+    docs = [[*vocab.encode(doc.strip()), vocab.eos] for doc in re.split(r"\n\s*\n", text) if doc.strip()]
+    if len(docs) < 20:      # a few long ones: the end is held out
+        ids = [i for doc in docs for i in doc]
+        cut = len(ids) - len(ids) // 20
+        return [ids[:cut]], [ids[cut:]]
+    docs.sort(key=lambda doc: hashlib.sha256(repr(doc).encode()).digest())
+    lengths = np.cumsum([len(doc) for doc in docs])
+    cut = int((lengths < lengths[-1] / 20).sum()) + 1
+    return docs[cut:], docs[:cut]
+
+
+def filled(documents, block, name):
+    """The documents, again and again if all of them are less than a block."""
+    tokens = sum(map(len, documents))
+    if not tokens:
+        raise UserError(f"no text is left for {name}")
+    if tokens < block:
+        print(f"{name}: {tokens} tokens are less than a block of {block}; they are repeated until they fill one")
+    return documents * -(-block // tokens)
+
+
+def best_of(row):
+    """A comparison's best answer, as a demonstration."""
+    responses, ranks = read_ranking(row)
+    return {"prompt": row["prompt"], "response": responses[ranks.index(min(ranks))], "split": row["split"], **MADE}
+
+
+def report(name, rows, vocab, ours):
+    """Counts, lengths and what is odd about one file's lines."""
+    sides = collections.Counter(row["split"] for row in rows)
+    print(f"{name}{' (made)' if ours else ''}: {sides['train']:,} lines to train on, {sides['heldout']:,} held out, {sides['skip']:,} skipped")
+    texts = [texts_of(row) for row in rows]
+    answers = [len(vocab.response(a)) for _, given in texts for a in given]
+    for what, lengths in (("a prompt", [len(vocab.prompt(row["prompt"])) for row in rows]), ("an answer", answers)):
+        if lengths:
+            print(f"  tokens in {what} at 5, 50, 95 and 100 %: " + ", ".join(f"{n:,.0f}" for n in np.percentile(lengths, (5, 50, 95, 100))))
+    trained = {key(row) for row in rows if row["split"] == "train"}
+    odd = {"lines that are there twice": len(rows) - len({json.dumps([t, sorted(a)]) for t, a in texts}), "empty answers": sum(not a.strip() for _, given in texts for a in given),
+           "held-out prompts that are trained on as well": sum(row["split"] == "heldout" and key(row) in trained for row in rows)}
+    for what, n in odd.items():
+        if n:
+            print(f"  {n:,} {what}")
+    if name == "comparisons.jsonl":
+        print("  " + length_alone(rows, vocab))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--vocab", default="", help="gpt2, or how many ids an own vocabulary gets; empty: the one that is there, else 2048 ids")
+    parser.add_argument("--block", type=int, default=128, help="tokens of the longest sequence: the block of the --size to be trained")
+    parser.add_argument("--answer", type=int, default=48, help="tokens of it that a prompt must leave for an answer: --max_new_tokens")
+    args = parser.parse_args()
+    inside = lambda name: os.path.join(args.folder, name)      # noqa: E731
+    own, text = read_own(args.folder), read_text(inside("text.txt")) if os.path.exists(inside("text.txt")) else ""
+    if not own and not text.strip():
+        raise UserError(f"{args.folder} is no folder, or has none of text.txt, {', '.join(FILES)} with anything in it")
+    if args.vocab or not os.path.exists(inside("vocab.json")):
+        make_vocab(args.folder, args.vocab or "2048", [text, *(t for rows in own.values() for row in rows for part in texts_of(row) for t in part)])
+    vocab = Vocab(args.folder)
+
+    before = {name: json.dumps(rows) for name, rows in own.items()}
+    long = skip_long(own, vocab, args.block, args.answer)
+    give_splits(own)
+    files = dict(own)
+    if "demonstrations.jsonl" not in own:
+        files["demonstrations.jsonl"] = [best_of(row) for row in own.get("comparisons.jsonl", []) if row["split"] != "skip"]
+    if "prompts.jsonl" not in own:
+        asked = {key(row): row for name in ("comparisons.jsonl", "demonstrations.jsonl") for row in files.get(name, []) if row["split"] != "skip"}
+        files["prompts.jsonl"] = [{"prompt": row["prompt"], "split": row["split"], **MADE} for row in asked.values()]
+    for name, rows in files.items():
+        if rows and json.dumps(rows) != before.get(name):
+            write_jsonl(inside(name), rows, quiet=True)
+        if rows:
+            report(name, rows, vocab, name not in own)
+        if long[name]:
+            print(f"  {long[name]:,} of them skipped since they don't fit a block of {args.block} with {args.answer} tokens for an answer: shorten them, or see --block and --answer")
+
+    if text.strip():
+        train, val = text_documents(text, vocab)
+    else:
+        train, val = ([vocab.prompt(r["prompt"]) + vocab.response(r["response"]) for r in files["demonstrations.jsonl"] if r["split"] == side] for side in ("train", "heldout"))
+    for name, documents in (("train.bin", train), ("val.bin", val)):
+        write_bin(inside(name), filled(documents, args.block, name))
+    for name in ("demonstrations.jsonl", "prompts.jsonl"):
+        if not files[name]:
+            raise UserError(f"{args.folder} has no {name} and nothing to make it of: pretrain.py can run, the stages after it can't")
+    for final in (False, True):
+        read_heldout(inside("prompts.jsonl"), ["prompt"], final)
+    read_heldout(inside("demonstrations.jsonl"), ["prompt", "response"])
+    if len({half_of(row) for row in files["demonstrations.jsonl"] if row["split"] == "train"}) < 2:
+        raise UserError(f"{inside('demonstrations.jsonl')} has too few different prompts to train on: give ten at least")
+    print(f"\npython ppo.py --data={args.folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as e:
+        sys.exit(f"error: {e}")
