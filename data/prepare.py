@@ -36,7 +36,7 @@ PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S
 
 # ---- what all prepare.py share ----
 
-def sample_words(texts, total=20_000):
+def sample_words(texts, total=12_000):
     """Words of the texts, each as often as the trainer shall see it: n ** 0.6 times what makes them about `total` in all.
 
     tiktoken's teaching trainer goes through all its text again for every merge. This way it needs a minute instead of
@@ -47,21 +47,24 @@ def sample_words(texts, total=20_000):
     return [word for word, n in often for _ in range(round(n**0.6 * scale))]
 
 
-def train_vocab(folder, words, size, pattern=PATTERN, prefix=" "):
-    """vocab.json and vocab.tiktoken with `size` ids (fewer if the words are few) by tiktoken's own trainer; `words` as often as each shall count."""
-    size = min(size, 256 + len({word for word in words if len(word.encode()) > 1}) + len(SPECIAL))      # each merge needs a word that is not one token yet
+def train_vocab(folder, text, pieces, size, pattern=PATTERN, prefix=" "):
+    """vocab.json and vocab.tiktoken with `size` ids (fewer where nothing is left to merge), by tiktoken's own trainer.
+
+    text: what it sees, words as often as each shall count; pieces: the pattern that cuts it into them. pattern and prefix: see data/README.md."""
     if size < 256 + len(SPECIAL):
         raise UserError(f"a vocabulary of {size} ids is too small: the 256 bytes and {len(SPECIAL)} special tokens must be in it")
-    merged = size - len(SPECIAL)
     # the trainer has no progress bar, but it talks: count the merges in what it says
-    bar = tqdm(total=merged - 256, desc="vocabulary", unit=" merges", mininterval=1)
+    bar = tqdm(total=size - len(SPECIAL) - 256, desc="vocabulary", unit=" merges", mininterval=1)
     counter = types.SimpleNamespace(write=lambda said: bar.update(said.startswith("So we made")))
     with bar, contextlib.redirect_stdout(counter):
-        ranks = bpe_train("\0".join(words), merged, r"[^\0]+", visualise="simple")
+        try:
+            ranks = bpe_train(text, size - len(SPECIAL), pieces, visualise="simple")
+        except ValueError:      # every word is one token already
+            ranks = bpe_train(text, 256 + bar.n, pieces, visualise=None)
     with replacing(os.path.join(folder, "vocab.tiktoken")) as f:
         f.writelines(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
     with replacing(os.path.join(folder, "vocab.json")) as f:
-        json.dump({"pattern": pattern, "prefix": prefix, "special": {name: merged + i for i, name in enumerate(SPECIAL)}}, f, indent=1)
+        json.dump({"pattern": pattern, "prefix": prefix, "special": {name: len(ranks) + i for i, name in enumerate(SPECIAL)}}, f, indent=1)
 
 
 def make_vocab(folder, name, texts):
@@ -72,7 +75,7 @@ def make_vocab(folder, name, texts):
     elif not name.isdigit():
         raise UserError(f"--vocab={name}: give gpt2, or how many ids an own vocabulary gets")
     else:
-        train_vocab(folder, sample_words(texts), int(name))
+        train_vocab(folder, "\0".join(sample_words(texts)), r"[^\0]+", int(name))
     return Vocab(folder)
 
 

@@ -9,8 +9,8 @@ Anthropic's HH-RLHF (Bai et al. 2022) in the files that every data set here has:
 A line of its files has two dialogues, "chosen" and "rejected", "\\n\\nHuman: …\\n\\nAssistant: …", that should differ in the last
 answer alone. What comes before is the prompt; the two answers are a comparison; the chosen one is the demonstration,
 as is usual with this set, though nobody wrote it as one: it was liked better than the other, and may be bad all the same.
-train.jsonl.gz is for training and test.jsonl.gz held out. Of a single file, --train of its comparisons are for training,
-picked by how the dialogue begins, and the others held out.
+train.jsonl.gz is for training and test.jsonl.gz held out. Of a single file, --train of its comparisons are for training and
+the others held out, in the order of a hash of how the dialogue begins; --part=1, 2, … holds out other ones.
 
 Its authors warn that much of the text is offensive or upsetting. None of it is kept in this repository.
 """
@@ -138,14 +138,17 @@ def read(path, dropped):
             yield [{"role": role, "content": what} for role, what in chosen[:-1]], chosen[-1][1], rejected[-1][1]
 
 
-def sides(found, paths, n, seed):
-    """Comparisons of each file → [(side, comparison)]: by file, or of a single file n for training, picked by how the dialogue begins."""
+def sides(found, paths, n, part):
+    """Comparisons of each file → [(side, comparison)]: by file, or of a single file all but n held out: those of this part, by a hash of how the dialogue begins."""
     if len(paths) == 2:
         return [(side, row) for side, rows in zip(("train", "heldout"), found) for row in rows]
-    rows = sorted(found[0], key=lambda row: hashlib.sha256(f"{seed} {row[0][0]['content']}".encode()).hexdigest())
-    if not 0 < n < len(rows):
+    rows = sorted(found[0], key=lambda row: hashlib.sha256(row[0][0]["content"].encode()).digest())
+    held = len(rows) - n
+    if not 0 < held < len(rows):
         raise UserError(f"--train={n}: {paths[0]} has {len(rows):,} comparisons, and some must be held out")
-    return [("train" if i < n else "heldout", row) for i, row in enumerate(rows)]
+    if not 0 <= part < len(rows) // held:
+        raise UserError(f"--part={part}: {paths[0]} has {len(rows) // held} parts of {held}, counted from 0")
+    return [("heldout" if part * held <= i < (part + 1) * held else "train", row) for i, row in enumerate(rows)]
 
 
 def cut(vocab, text, room):
@@ -159,7 +162,7 @@ def main():
     parser.add_argument("--subset", default="harmless-base", choices=SUBSETS)
     parser.add_argument("--source", default="", help="a folder or file that is here already; empty: download")
     parser.add_argument("--train", type=int, default=2000, help="comparisons of a single file that are for training")
-    parser.add_argument("--seed", type=int, default=1, help="of which these are")
+    parser.add_argument("--part", type=int, default=0, help="which of the others are held out")
     parser.add_argument("--vocab", default="2048", help="how many ids an own vocabulary gets, or gpt2")
     parser.add_argument("--block", type=int, default=128, help="tokens of the longest sequence: the block of the --size to be trained")
     parser.add_argument("--answer", type=int, default=48, help="tokens of it that are kept for an answer; longer ones are cut")
@@ -170,7 +173,7 @@ def main():
     args.source = args.source and os.path.abspath(args.source)
     paths, dropped = find(args.source, args.subset), collections.Counter()
     found = [list(read(path, dropped)) for path in paths]
-    rows = sides(found, paths, args.train, args.seed)
+    rows = sides(found, paths, args.train, args.part)
     vocab = make_vocab(HERE, args.vocab, (text for side, (prompt, *answers) in rows if side == "train" for text in [*(turn["content"] for turn in prompt), *answers]))
 
     for name, side in (("train.bin", "train"), ("val.bin", "heldout")):      # whole dialogues; of the rejected answer, its last question before it
