@@ -168,17 +168,6 @@ def hold_out(rows):
     return held
 
 
-def give_splits(own):
-    """"split" into the lines of files in which no line has one; the same prompt gets the same side in all files."""
-    known = {key(r): r["split"] for rows in own.values() for r in rows if r.get("split") in ("train", "heldout")}
-    held = set().union(*(hold_out(rows) for rows in own.values() if not any("split" in r for r in rows)))
-    for rows in own.values():
-        fresh = not any("split" in r for r in rows)
-        for r in rows:
-            if "split" not in r:
-                r["split"] = known.get(key(r)) or ("heldout" if fresh and key(r) in held else "train")
-
-
 def texts_of(row):
     """→ (texts of the prompt's turns, the answers) of a line of any of the files."""
     turns = [row["prompt"]] if isinstance(row["prompt"], str) else [turn["content"] for turn in row["prompt"]]
@@ -190,15 +179,20 @@ def room_for(row, vocab, block, answer):
     return len(vocab.prompt(row["prompt"])) + max([answer, *(len(vocab.response(a)) for a in texts_of(row)[1])]) <= block
 
 
-def skip_long(own, vocab, block, answer):
-    """What does not fit gets the split "skip", and "why"; what was skipped for a smaller block comes back → {file: number}."""
+def give_splits(own, fits):
+    """"split" into the lines of files in which no line has one, the same prompt on the same side in all files; what does not fit gets "skip" → {file: number of these}."""
+    for r in (r for rows in own.values() for r in rows if "why" in r):      # skipped before, perhaps for a smaller block
+        r["split"] = r.pop("why")
+    known = {key(r): r["split"] for rows in own.values() for r in rows if r.get("split") in ("train", "heldout")}
+    held = set().union(*(hold_out([r for r in rows if fits(r)]) for rows in own.values() if not any("split" in r for r in rows)))
     long = collections.Counter()
     for name, rows in own.items():
+        fresh = not any("split" in r for r in rows)
         for r in rows:
-            if "why" in r:
-                r["split"] = r.pop("why")       # what it was
-            if r.get("split") != "skip" and not room_for(r, vocab, block, answer):
-                r["why"], r["split"], long[name] = r.get("split", "train"), "skip", long[name] + 1
+            if "split" not in r:
+                r["split"] = known.get(key(r)) or ("heldout" if fresh and key(r) in held else "train")
+            if r["split"] != "skip" and not fits(r):
+                r["why"], r["split"], long[name] = r["split"], "skip", long[name] + 1      # the side that it has where the block is larger
     return long
 
 
@@ -266,8 +260,7 @@ def main():
     vocab = Vocab(args.folder)
 
     before = {name: json.dumps(rows) for name, rows in own.items()}
-    long = skip_long(own, vocab, args.block, args.answer)
-    give_splits(own)
+    long = give_splits(own, lambda row: room_for(row, vocab, args.block, args.answer))
     files = dict(own)
     if "demonstrations.jsonl" not in own:
         files["demonstrations.jsonl"] = [best_of(row) for row in own.get("comparisons.jsonl", []) if row["split"] != "skip"]

@@ -6,14 +6,12 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 
-import numpy as np
 import pytest
 import tiktoken
-from conftest import ROOT, run_main
+from conftest import ROOT, STAGES, run_little, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,10 +289,141 @@ def test_hh_files_are_the_contract_s(tmp_path, monkeypatch, capsys):
     assert "Cut?" not in {r["prompt"][-1]["content"] for r in demonstrations}, "an answer without an end would be taught"
     assert all(r["response"].startswith("Good") or r["response"] == "A." for r in demonstrations), "the rejected answer is demonstrated"
     vocab = Vocab(str(tmp_path))
-    assert all(len(vocab.prompt(r["prompt"]) + vocab.response(a)) <= 129 for r in comparisons for a in r["responses"])
+    assert all(len(vocab.prompt(r["prompt"]) + vocab.response(a)) <= 128 for r in comparisons for a in r["responses"])
     train = {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "train"}
     assert not train & {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "heldout"}
     text = vocab.encoding.decode(read_tokens(str(tmp_path / "train.bin"), vocab).tolist())
     assert all((r["prompt"][-1]["content"] in text) == (r["split"] == "train") for r in comparisons), "pretraining text has what is held out"
     monkeypatch.setattr(hh, "download", lambda *a: pytest.fail("prepared anew by a stage, it forgets --source"))
     assert hh_folder(tmp_path, monkeypatch)[0] == comparisons
+
+
+# ---- a folder of one's own ----
+
+WORDS = "the cat dog hen sees likes finds a red blue old new house tree river".split()
+
+
+def sentence(i, n):
+    return " ".join(WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(n)).capitalize() + f" {i}."
+
+
+def own_folder(folder, what, n=30):
+    """A folder with some of the four files, as anybody could write them."""
+    folder.mkdir(exist_ok=True)
+    if "text" in what:
+        (folder / "text.txt").write_text("\n\n".join(sentence(i, 20) for i in range(60)), encoding="utf-8")
+    if "demonstrations" in what:
+        write(folder / "demonstrations.jsonl", *[{"prompt": sentence(i, 4), "response": sentence(i, 6)} for i in range(n)])
+    if "comparisons" in what:
+        write(folder / "comparisons.jsonl", *[{"prompt": [{"role": "user", "content": sentence(i, 4)}], "responses": [sentence(i, 9), sentence(i, 6), "No."], "ranks": [2, 1, 2]} for i in range(n)])
+    if "prompts" in what:
+        write(folder / "prompts.jsonl", *[{"prompt": sentence(i, 5)} for i in range(n)])
+    return folder
+
+
+def prepared(folder, *flags):
+    run_main("data.prepare", str(folder), *flags)
+    return {name: read_jsonl(str(folder / name), fields) for name, fields in prepare.FILES.items() if (folder / name).exists()}
+
+
+@pytest.mark.parametrize("what", ["demonstrations", "comparisons", "text prompts comparisons", "text demonstrations prompts"])
+def test_whatever_a_folder_has_the_recipe_runs_through(tmp_path, what):
+    folder = own_folder(tmp_path / "mine", what)
+    prepared(folder, "--vocab=300")
+    for stage in STAGES:
+        run_little(stage, folder, tmp_path / "out")
+    run_little("reward", folder, tmp_path / "out", "--fold=2", "--name=reward-eval")
+    run_main("evaluate", "--size=smoke", "--device=cpu", f"--data={folder}", f"--out={tmp_path / 'out'}", "--prompts=4")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["ppo"]["second_rm"] is not None
+
+
+def test_what_is_missing_is_made_of_what_is_there(tmp_path):
+    files = prepared(own_folder(tmp_path, "comparisons"), "--vocab=300")
+    best = {json.dumps(r["prompt"]): r["responses"][1] for r in files["comparisons.jsonl"]}
+    assert {json.dumps(r["prompt"]): r["response"] for r in files["demonstrations.jsonl"]} == best, "not the best answer is demonstrated"
+    assert {json.dumps(r["prompt"]) for r in files["prompts.jsonl"]} == set(best)
+    vocab = Vocab(str(tmp_path))
+    text = read_tokens(str(tmp_path / "train.bin"), vocab).tolist()
+    row = next(r for r in files["demonstrations.jsonl"] if r["split"] == "train")
+    ids = vocab.prompt(row["prompt"]) + vocab.response(row["response"])
+    assert any(text[i:i + len(ids)] == ids for i in range(len(text))), "without text.txt the demonstrations are the text"
+
+
+def test_a_prompt_is_on_one_side_in_all_files_and_both_halves_have_held_out_ones(tmp_path):
+    files = prepared(own_folder(tmp_path, "demonstrations comparisons prompts"), "--vocab=300")
+    sides = {}
+    for rows in files.values():
+        for row in rows:
+            text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["content"]
+            sides.setdefault((text, isinstance(row["prompt"], str)), set()).add(row["split"])
+    assert all(len(s) == 1 for s in sides.values()), "a prompt is trained on in one file and held out in another"
+    for name, rows in files.items():
+        assert 2 <= sum(r["split"] == "heldout" for r in rows) <= 8
+        assert all(read_heldout(str(tmp_path / name), ["prompt"], final) for final in (False, True))
+
+
+def test_lines_that_say_their_side_keep_it_and_later_ones_are_for_training(tmp_path):
+    own_folder(tmp_path, "demonstrations")
+    first = prepared(tmp_path, "--vocab=300")
+    with open(tmp_path / "demonstrations.jsonl", "a") as f:
+        f.write(json.dumps({"prompt": "A new one?", "response": "Yes."}) + "\n")
+    second = prepared(tmp_path)
+    assert second["demonstrations.jsonl"][:-1] == first["demonstrations.jsonl"] and second["demonstrations.jsonl"][-1]["split"] == "train"
+    assert "A new one?" in {r["prompt"] for r in second["prompts.jsonl"]}, "what was made is not made anew"
+
+
+def test_lines_too_long_for_the_block_are_skipped_and_come_back_with_a_larger_one(tmp_path, capsys):
+    own_folder(tmp_path, "demonstrations")
+    long = {"prompt": "Tell me all.", "response": "word " * 300}
+    with open(tmp_path / "demonstrations.jsonl", "a") as f:
+        f.write(json.dumps(long) + "\n")
+    rows = prepared(tmp_path, "--vocab=300")["demonstrations.jsonl"]
+    assert "1 of them skipped" in capsys.readouterr().out
+    assert "Tell me all." not in {r["prompt"] for r in rows}, "sft.py would stop at it"
+    rows = prepared(tmp_path, "--block=4096")["demonstrations.jsonl"]
+    assert {**long, "split": "train"} in [{k: v for k, v in r.items() if k != "why"} for r in rows] or {**long, "split": "heldout"} in rows, "it is lost for ever"
+
+
+def test_all_bad_lines_are_named_at_once(tmp_path):
+    own_folder(tmp_path, "demonstrations")
+    write(tmp_path / "comparisons.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b"}, "{no json")
+    write(tmp_path / "prompts.jsonl", {"prompt": ""})
+    with pytest.raises(UserError) as e:
+        prepared(tmp_path)
+    for said in (r"comparisons.jsonl, line 2: ", "comparisons.jsonl, line 3: not valid JSON", "prompts.jsonl, line 1: the prompt is empty"):
+        assert said in str(e.value)
+    assert not (tmp_path / "vocab.json").exists(), "something is made of files that are wrong"
+
+
+def test_duplicates_and_empty_answers_are_reported(tmp_path, capsys):
+    own_folder(tmp_path, "demonstrations")
+    with open(tmp_path / "demonstrations.jsonl", "a") as f:
+        f.write(json.dumps({"prompt": sentence(3, 4), "response": sentence(3, 6)}) + "\n" + json.dumps({"prompt": "Silent?", "response": " "}) + "\n")
+    prepared(tmp_path, "--vocab=300")
+    said = capsys.readouterr().out
+    assert "1 lines that are there twice" in said and "1 empty answers" in said
+
+
+@pytest.mark.parametrize("what, says", [("", "none of text.txt"), ("text", "has no demonstrations.jsonl"), ("prompts", "no text is left")])
+def test_a_folder_with_too_little_says_what_is_missing(tmp_path, what, says):
+    with pytest.raises(UserError, match=says):
+        prepared(own_folder(tmp_path, what), "--vocab=300")
+
+
+def test_too_few_prompts_are_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="hold out more|too few|no text is left|no train lines"):
+        prepared(own_folder(tmp_path, "demonstrations", n=2), "--vocab=300")
+
+
+def test_length_alone_is_picked_on_training_pairs_and_measured_on_held_out_ones():
+    vocab = Vocab(os.path.join(ROOT, "data", "village"))
+    def row(split, better, worse):
+        return {"prompt": "x", "chosen": "cat " * better, "rejected": "cat " * worse, "split": split}
+    rows = [row("train", 1, 5)] * 3 + [row("train", 5, 1)] + [row("heldout", 5, 1)] * 2 + [row("heldout", 1, 5), row("heldout", 3, 3)]
+    said = prepare.length_alone(rows[:-1], vocab)
+    assert "the shorter answer wins" in said and "75.0%" in said and "33.3% ± 53.3% of 3 held-out pairs" in said, "picked by what is held out, it would be 66.7 %"
+
+
+def test_a_vocabulary_larger_than_the_text_has_words_for_is_smaller(tmp_path):
+    vocab = prepare.make_vocab(str(tmp_path), "5000", ["abc abc abd"])
+    assert 260 < vocab.size < 280 and vocab.decode(vocab.encode("abd é")) == "abd é"

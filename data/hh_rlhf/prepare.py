@@ -152,9 +152,9 @@ def sides(found, paths, n, part):
 
 
 def cut(vocab, text, room):
-    """An answer that fits `room` tokens, and whether that is all of it."""
+    """An answer that fits `room` tokens with <|endoftext|>, and whether that is all of it."""
     ids = vocab.response(text)
-    return (text, True) if len(ids) <= room else (vocab.decode(ids[:room]).rstrip("�"), False)
+    return (text, True) if len(ids) <= room else (vocab.decode(ids[:room - 1]).rstrip("�"), False)
 
 
 def main():
