@@ -210,13 +210,13 @@ def text_documents(text, vocab):
 
 
 def filled(documents, block, name):
-    """The documents, again and again if all of them are less than a block."""
+    """The documents, again and again if all of them are less than two blocks."""
     tokens = sum(map(len, documents))
     if not tokens:
         raise UserError(f"no text is left for {name}")
-    if tokens < block:
-        print(f"{name}: {tokens} tokens are less than a block of {block}; they are repeated until they fill one")
-    return documents * -(-block // tokens)
+    if tokens < 2 * block:
+        print(f"{name}: {tokens} tokens are less than two blocks of {block}; they are repeated until they fill two")
+    return documents * -(-2 * block // tokens)
 
 
 def best_of(row):

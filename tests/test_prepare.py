@@ -326,7 +326,7 @@ def prepared(folder, *flags):
     return {name: read_jsonl(str(folder / name), fields) for name, fields in prepare.FILES.items() if (folder / name).exists()}
 
 
-@pytest.mark.parametrize("what", ["demonstrations", "comparisons", "text prompts comparisons", "text demonstrations prompts"])
+@pytest.mark.parametrize("what", ["demonstrations", "text prompts comparisons"])
 def test_whatever_a_folder_has_the_recipe_runs_through(tmp_path, what):
     folder = own_folder(tmp_path / "mine", what)
     prepared(folder, "--vocab=300")
