@@ -427,3 +427,10 @@ def test_length_alone_is_picked_on_training_pairs_and_measured_on_held_out_ones(
 def test_a_vocabulary_larger_than_the_text_has_words_for_is_smaller(tmp_path):
     vocab = prepare.make_vocab(str(tmp_path), "5000", ["abc abc abd"])
     assert 260 < vocab.size < 280 and vocab.decode(vocab.encode("abd é")) == "abd é"
+
+
+def test_a_side_that_one_file_says_holds_for_the_prompt_in_all(tmp_path):
+    own_folder(tmp_path, "prompts")
+    write(tmp_path / "demonstrations.jsonl", *[{"prompt": sentence(i, 5), "response": "Yes.", "split": "heldout" if i < 15 else "train"} for i in range(30)])
+    files = prepared(tmp_path, "--vocab=300")
+    assert [r["split"] for r in files["prompts.jsonl"]] == [r["split"] for r in files["demonstrations.jsonl"]]

@@ -29,7 +29,7 @@ import zlib
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
 from data import UserError, read_json, replacing  # noqa: E402
-from data.prepare import fit, make_vocab, write_bin, write_jsonl  # noqa: E402
+from data.prepare import fit, length_alone, make_vocab, write_bin, write_jsonl  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 URL = "https://huggingface.co/datasets/Anthropic/hh-rlhf/resolve/main/{}/{}"
@@ -199,6 +199,7 @@ def main():
     write_jsonl(os.path.join(HERE, "comparisons.jsonl"), comparisons)
     prompts = {json.dumps(row["prompt"]): {"prompt": row["prompt"], "split": row["split"]} for row in comparisons[::-1]}
     write_jsonl(os.path.join(HERE, "prompts.jsonl"), list(prompts.values())[::-1])
+    print(length_alone(comparisons, vocab))
     print("dropped:", *(f"{n:9,} {what}" for what, n in sorted(dropped.items())), sep="\n")
     with replacing(before) as f:
         json.dump([f"--{name}={value}" for name, value in vars(args).items()], f)
