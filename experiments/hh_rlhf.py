@@ -36,6 +36,12 @@ def counts(text):
     return collections.Counter(re.findall(r"[a-z']+|[?!.]", text.lower()))
 
 
+def frequent(rows):
+    """Words that five answers or more have."""
+    often = collections.Counter(w for row in rows for a in row["responses"] for w in counts(a))
+    return [w for w, n in sorted(often.items()) if n >= 5]
+
+
 def margins(rows, words=None):
     """(n, features): of each pair, the chosen answer's features less the rejected one's. log(1 + count) of each word, and of all of them: the length."""
     number = {w: i for i, w in enumerate(words or ())}
@@ -85,8 +91,7 @@ def main():
         rows = read_jsonl(os.path.join(DATA, "comparisons.jsonl"), ["prompt", "responses"])
         train, held = ([r for r in rows if r["split"] == side] for side in ("train", "heldout"))
         pairs += len(held)
-        often = collections.Counter(w for r in train for a in r["responses"] for w in set(counts(a)))
-        words = [w for w, n in sorted(often.items()) if n >= 5]
+        words = frequent(train)
         found["length alone"] += logistic(margins(train), margins(held), 0.01)
         found["bag of words"] += logistic(margins(train, words), margins(held, words), 3.0)
         for seed in args.seeds.split(","):
