@@ -1,7 +1,7 @@
 """
 Anthropic's HH-RLHF (Bai et al. 2022) in the files that every data set here has: people's choices between two answers.
 
-    python data/hh_rlhf/prepare.py                              # downloads harmless-base, 44,849 comparisons, 14 MB
+    python data/hh_rlhf/prepare.py                              # downloads harmless-base
     python data/hh_rlhf/prepare.py --subset=helpful-base        # or helpful-online, helpful-rejection-sampled
     python data/hh_rlhf/prepare.py --source=FOLDER_OR_FILE      # train.jsonl.gz and test.jsonl.gz, or one of them, from there
     python data/hh_rlhf/prepare.py --vocab=gpt2 --block=1024    # for a model of GPT-2's size; the default is for --size=tiny
