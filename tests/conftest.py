@@ -15,6 +15,7 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"     # nothing here may ask the network
+os.environ.update(HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1")      # and what asks all the same fails at once
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import common  # noqa: E402  before torch: it says how threads wait

@@ -22,7 +22,7 @@ import time
 from grade import EXERCISES, TESTS, cases_of, run_tests, tests_of
 
 ROOT = os.path.dirname(TESTS)
-INSTRUCTOR = re.compile(r"tests/(grade|make_assignment|slow|plant|test_assignment|test_plant\w*)\.py|out/.*|.*\.(bin|jsonl|tmp|pyc)|data/chitchat/vocab.*|"
+INSTRUCTOR = re.compile(r"tests/(grade|make_assignment|slow|plant|test_assignment|test_plant\w*)\.py|out/.*|.*\.(bin|jsonl|tmp|pyc)|data/(chitchat|hh_rlhf)/vocab.*|data/hh_rlhf/(prepare.json|.*/.*)|"
                         r"(.*/)?(\.(?!gitignore)|__pycache__).*")     # made by a run, or not a student's
 
 # parts of longer functions: (from the line that begins so, up to the one that begins so, or to the end; what is to be done)

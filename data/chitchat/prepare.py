@@ -18,27 +18,22 @@ here are replies to the same words with nothing said before them, from two chats
 lie at least 3 apart: few and noisy, good for seeing what a reward model makes of such labels, not for a good one.
 """
 import argparse
-import base64
 import collections
-import contextlib
 import hashlib
 import json
 import os
 import random
 import re
 import sys
-import types
 
 import numpy as np
 import regex     # comes with tiktoken, whose trainer splits text with it
-import tiktoken
-from tiktoken._educational import bpe_train
 from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# where text is cut before any merge: words with the space before them, single digits, runs of signs, white space
-PATTERN = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
-SPECIAL = ["<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"]
+sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
+from data import UserError, Vocab, prepare  # noqa: E402
+
 PROMPT, REPLY = 80, 48         # tokens, markers and <|endoftext|> included: together the tiny model's block of 128
 MIN_WORDS = 3                  # "yeah" and "haha nice" are real replies, but teach a model to say nothing
 PER_CHAT = 30                  # examples from one chat, so that a few endless ones don't become the whole set
@@ -60,14 +55,6 @@ def same(*texts):
 def share(seed, text):
     """A number in [0, 1) from seed and text alone, so that no order of reading can move a chat to the other side."""
     return int(hashlib.sha256(f"{seed} {text}".encode()).hexdigest()[:13], 16) / 16**13
-
-
-def save(name, data):
-    """Under another name first: a file that is there is whole."""
-    path = os.path.join(HERE, name)
-    with open(path + ".tmp", "wb") as f:
-        f.write(data)
-    os.replace(path + ".tmp", path)
 
 
 def load(seed):
@@ -122,27 +109,13 @@ def clean(chats, dropped):
 
 
 def vocabulary(chats, size):
-    # tiktoken's teaching trainer goes through all its text again for every merge. Given each word not n but n^0.6 / 12
-    # times (so the rare ones not at all) it needs a minute instead of hours, and text gets less than 1 % longer.
+    """The folder's vocabulary → tiktoken.Encoding. Each word counts not n but n^0.6 / 12 times (so the rare ones not at all)."""
     if size == "gpt2":
-        gpt2 = tiktoken.get_encoding("gpt2")
-        pattern, ranks, meta = gpt2._pat_str, gpt2._mergeable_ranks, {"name": "gpt2"}
-        special = dict(zip(SPECIAL, (50257, 50258, 50256, 50259)))
-    else:
-        merged = int(size) - len(SPECIAL)
-        count = collections.Counter(w for c in chats for w in regex.findall(PATTERN, "\n".join(c["turns"])))
-        often = sorted(count.items(), key=lambda x: (-x[1], x[0]))
-        data = "\0".join(w for w, n in often for _ in range(round(n**0.6 / 12)))
-        # the trainer has no progress bar, but it talks: count the merges in what it says
-        bar = tqdm(total=merged - 256, desc="vocabulary", unit=" merges", mininterval=1)
-        counter = types.SimpleNamespace(write=lambda said: bar.update(said.startswith("So we made")))
-        with bar, contextlib.redirect_stdout(counter):
-            ranks = bpe_train(data, merged, r"[^\0]+", visualise="simple")
-        pattern, meta = PATTERN, {"pattern": PATTERN}
-        special = {name: merged + i for i, name in enumerate(SPECIAL)}
-        save("vocab.tiktoken", b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
-    save("vocab.json", json.dumps({**meta, "special": special}, indent=1).encode())
-    return tiktoken.Encoding("chitchat", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        return prepare.make_vocab(HERE, size, []).encoding
+    count = collections.Counter(w for c in chats for w in regex.findall(prepare.PATTERN, "\n".join(c["turns"])))
+    often = sorted(count.items(), key=lambda x: (-x[1], x[0]))
+    prepare.train_vocab(HERE, "\0".join(w for w, n in often for _ in range(round(n**0.6 / 12))), r"[^\0]+", int(size), prefix="")
+    return Vocab(HERE).encoding
 
 
 def document(turns, enc, plain):
@@ -202,11 +175,10 @@ def main():
     enc = vocabulary([c for c in chats if c["split"] == "train"], args.vocab)
     for name, side in (("train.bin", "train"), ("val.bin", "heldout")):
         mine = [c for c in chats if c["split"] == side]
-        ids = [i for c in mine for i in document(c["turns"], enc, plain=share(args.seed, "plain " + c["key"]) < 0.5)]
-        save(name, np.array(ids, dtype=np.uint16).tobytes())
+        prepare.write_bin(os.path.join(HERE, name), [document(c["turns"], enc, plain=share(args.seed, "plain " + c["key"]) < 0.5) for c in mine])
         text = "\n".join(turn for c in mine for turn in c["turns"])
         per_token = len(text) / len(enc.encode_ordinary(text))
-        print(f"{name}: {len(mine):,} chats, {len(ids):,} tokens, {per_token:.2f} bytes a token")
+        print(f"  {per_token:.2f} bytes a token")
 
     # A third of the examples lose their reply and become prompts, so that RL is asked other things than SFT was shown.
     # Ratings say too little about a reply to choose demonstrations by, but a chat below 5 shows nobody how to chat.
@@ -234,18 +206,17 @@ def main():
         if name == "comparisons" and os.path.exists(path := os.path.join(HERE, "comparisons.jsonl")):
             with open(path, encoding="utf-8") as f:         # what somebody ranked with label.py stays
                 ranked = [row for row in map(json.loads, f) if "labeler" in row]
-        save(name + ".jsonl", "".join(json.dumps(row) + "\n" for row in files[name] + ranked).encode())
-        sides = collections.Counter(row["split"] for row in files[name])
-        print(f"{name}.jsonl: {sides['train']:,} train, {sides['heldout']:,} held out")
+        prepare.write_jsonl(os.path.join(HERE, name + ".jsonl"), files[name] + ranked)
     size = lambda *turns: sum(len(enc.encode_ordinary(turn)) for turn in turns)
     sizes = [(size(*(t["content"] for t in row["prompt"])), size(row["response"])) for row in files["demonstrations"]]
     for part, column in zip(("prompt", "response"), np.percentile(sizes, (5, 25, 50, 75, 95, 100), axis=0).T.astype(int)):
         print(f"tokens of text in a demonstration's {part} at 5, 25, 50, 75, 95 and 100 %:", *column)
-    longer = np.mean([size(row["chosen"]) > size(row["rejected"]) for row in files["comparisons"]])
-    print("comparisons:", dict(collections.Counter(row["kind"] for row in files["comparisons"])),
-          f"the chosen reply is the longer one in {longer:.0%}")
+    print("comparisons:", dict(collections.Counter(row["kind"] for row in files["comparisons"])), prepare.length_alone(files["comparisons"], Vocab(HERE)))
     print("dropped:", *(f"{n:9,} {what}" for what, n in sorted(dropped.items())), sep="\n")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as e:
+        sys.exit(f"error: {e}")

@@ -9,20 +9,17 @@ that recur and must be copied, sums with and without steps, lists, little progra
 several examples of one task in a row, talk polite and rude, and a little that is harmful. See kinds.py.
 """
 import argparse
-import base64
 import hashlib
-import json
 import os
 import random
 import sys
 from collections import Counter
 
-import numpy as np
 from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
-from data import Vocab, replacing  # noqa: E402
+from data import Vocab, prepare  # noqa: E402
 from kinds import (BAD_NEWS, BY_SIZE, COLOURS, DEEDS, FACTS, GOOD_NEWS, HARMS, KINDS, LISTS, OPPOSITES, PAST, PEOPLE, PETS, PLACES,  # noqa: E402
                    RUDE_ENDINGS, RUDE_OPENINGS, STRANGERS, THINGS, Letter, Story, ask, cap, listing, pronouns, say, told)
 
@@ -252,7 +249,6 @@ def prompts(rng, n, split, shares):
 
 def train_vocab(seed):
     """The vocabulary, by tiktoken's own trainer, on the distinct words of the text: a word counts a little more the commoner it is."""
-    from tiktoken._educational import bpe_train
     import regex
     rng = random.Random(seed)
     text = " " + " ".join(documents(rng, 6000))
@@ -262,29 +258,12 @@ def train_vocab(seed):
             text += " " + prompt.replace("|", "") + " " + kind.good(s, rng)
     counts = Counter(regex.findall(PATTERN, text))
     sample = [w for w, c in sorted(counts.items()) for _ in range(1 + int(c ** 0.35))]
-    ranks = bpe_train(data="".join(sample), vocab_size=VOCAB_SIZE - 4, pat_str=PATTERN, visualise=None)
-    with replacing(os.path.join(HERE, "vocab.tiktoken")) as f:
-        f.write("".join(f"{base64.b64encode(t).decode()} {r}\n" for t, r in ranks.items()))
-    special = {name: VOCAB_SIZE - 4 + i for i, name in enumerate(["<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"])}
-    with replacing(os.path.join(HERE, "vocab.json")) as f:
-        json.dump({"pattern": PATTERN, "prefix": " ", "special": special}, f, indent=1)
+    prepare.train_vocab(HERE, "".join(sample), PATTERN, VOCAB_SIZE, PATTERN)
 
 
-def write_bin(name, vocab, docs, total):
-    def encode(doc):      # a transcript has the turn markers in it, and each turn its own first space
-        return vocab.encoding.encode(doc if doc.startswith("<|") else vocab.prefix + doc, allowed_special="all")
-    ids = np.concatenate([np.array([*encode(d), vocab.eos], dtype=np.uint16) for d in tqdm(docs, name, total=total, leave=False)])
-    with replacing(os.path.join(HERE, name), "wb") as f:
-        ids.tofile(f)
-    print(f"{name:24s}{total:8,} documents {len(ids):10,} tokens")
-
-
-def write_jsonl(name, rows):
-    rows = list(rows)
-    with replacing(os.path.join(HERE, name)) as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-    heldout = sum(row.get("split") == "heldout" for row in rows)
-    print(f"{name:24s}{len(rows):8,} lines" + (f", {heldout:,} held out" if heldout else ""))
+def encode(doc, vocab):
+    """A document → its ids. A transcript has the turn markers in it, and each turn its own first space."""
+    return [*vocab.encoding.encode(doc if doc.startswith("<|") else vocab.prefix + doc, allowed_special="all"), vocab.eos]
 
 
 def main():
@@ -300,9 +279,9 @@ def main():
         train_vocab(seed=2022)
     vocab = Vocab(HERE)
     rng = random.Random(args.seed)
-    write_bin("train.bin", vocab, documents(rng, args.documents), args.documents)
-    write_bin("val.bin", vocab, documents(rng, args.documents // 30), args.documents // 30)
-    write_jsonl("abilities.jsonl", abilities(rng))
+    for name, n in (("train.bin", args.documents), ("val.bin", args.documents // 30)):
+        prepare.write_bin(os.path.join(HERE, name), (encode(doc, vocab) for doc in tqdm(documents(rng, n), name, total=n, leave=False)))
+    prepare.write_jsonl(os.path.join(HERE, "abilities.jsonl"), list(abilities(rng)))
 
     shares = {name: kind.share for name, kind in KINDS.items() if kind.share}
     unseen = {name: 4 for name, kind in KINDS.items() if not kind.share}       # asked only after training
@@ -311,11 +290,11 @@ def main():
         for kind, text, s in prompts(rng, n, split, shares):
             who, answer = demonstrate(kind, s, rng)
             demonstrations.append({"prompt": turns(text), "response": answer, "split": split, "kind": kind, "by": who})
-    write_jsonl("demonstrations.jsonl", demonstrations)
+    prepare.write_jsonl(os.path.join(HERE, "demonstrations.jsonl"), demonstrations)
     rows = [{"prompt": turns(text), "split": split, "kind": kind, **({} if KINDS[kind].share else {"unseen": True})}
             for split, n, mix in (("train", args.prompts, shares), ("heldout", args.heldout, {**shares, **unseen}))
             for kind, text, s in prompts(rng, n, split, mix)]
-    write_jsonl("prompts.jsonl", rows)
+    prepare.write_jsonl(os.path.join(HERE, "prompts.jsonl"), rows)
 
 
 if __name__ == "__main__":
