@@ -105,16 +105,17 @@ def test_dropout_works_in_training_and_only_there():
 
 # ---- a vocabulary that is not a multiple of 64 ----
 
-def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled():
-    model = small(vocab_size=70)
-    assert len(model.wte.weight) > 70, "this test is about an embedding with padded rows"
+@pytest.mark.parametrize("size", [70, 50257 + 3])      # the second: GPT-2's, with our special tokens
+def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled(size):
+    model = small(vocab_size=size)
+    assert len(model.wte.weight) > size, "this test is about an embedding with padded rows"
     model.ln_f.weight.data.zero_()
     model.ln_f.bias.data.fill_(1.0)
-    model.wte.weight.data[70:] = 10.0       # whatever the tokens, the state is all ones, and these rows would win
-    logits = model(torch.randint(70, (4, 10)))
-    assert logits.shape == (4, 10, 70), "logits of padded rows take part in the softmax"
+    model.wte.weight.data[size:] = 10.0       # whatever the tokens, the state is all ones, and these rows would win
+    logits = model(torch.randint(size, (4, 10)))
+    assert logits.shape == (4, 10, size), "logits of padded rows take part in the softmax"
     news = model.generate([[1, 2], [3]] * 8, 40)
-    assert max(max(n) for n in news) < 70, "an id that no token has was sampled"
+    assert max(max(n) for n in news) < size, "an id that no token has was sampled"
 
 
 # ---- GPT-2's weights, against Hugging Face's implementation ----
