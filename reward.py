@@ -5,19 +5,17 @@ Stage 2: the reward model. Ranked answers in, a network that scores an answer wi
     python reward.py --sources=file        # trains on the folder's comparisons.jsonl, without sampling
     python reward.py --answers=9 --epochs=2
 
-K answers to a prompt are ranked; all their K(K−1)/2 pairs form one batch element, and each answer goes through
-the network once (Ouyang et al. 2022, section 3.5). Who ranks: simulated labelers where the data folder has a
-judge.py; elsewhere a person's real reply is taken to beat an answer sampled from the SFT model.
+Stage 2a, comparisons.py, samples K answers to a prompt and has them ranked. Here all their K(K−1)/2 pairs form one
+batch element, and each answer goes through the network once (Ouyang et al. 2022, section 3.5).
 """
-import json
 import math
 import os
-import random
 from dataclasses import dataclass
 
-from common import (RANK, Common, Run, adamw, all_gather, all_reduce, bar, by_length, cosine, entry, epoch_batches, generator,
-                    model_from, pad, parse, shard, update)     # before torch: it says how threads wait
-from data import UserError, half_of, load_judge, read_heldout, read_jsonl, read_ranking, replacing
+from common import (Common, Run, adamw, all_reduce, bar, cosine, entry, epoch_batches, generator, model_from, pad, parse,
+                    shard, update)     # before torch: it says how threads wait
+from comparisons import agreement, encode_comparisons, sampled_comparisons, which_half
+from data import UserError, load_judge, read_jsonl, read_ranking
 from model import ScalarGPT
 
 import torch
@@ -72,100 +70,6 @@ def accuracy(scores, ranks):
     return (right[better].sum().item() / n if n else float("nan")), n
 
 
-# ---- comparisons ----
-
-def sample_answers(model, prompts, run, k, label):
-    """k answers of the model to each of the prompts (token lists) → list of k token lists each."""
-    rows = [i for i in range(len(prompts)) for _ in range(k)]
-    answers = [[] for _ in prompts]
-    chunks = by_length([len(prompts[i]) for i in rows], 512)
-    found, share = [], shard(list(enumerate(chunks)))
-    for i in bar(len(share), 0, label):
-        n, chunk = share[i]
-        with run.cast:
-            found.append(model.generate([prompts[rows[j]] for j in chunk.tolist()], run.config.max_new_tokens, eos=run.vocab.eos,
-                                        generator=generator(run.config.seed, label, n)))
-    for chunk, news in zip(chunks, all_gather(found)):
-        for j, new in zip(chunk.tolist(), news):
-            answers[rows[j]].append(new)
-    return answers
-
-
-def sampled_comparisons(run, config, judge, sources):
-    """Sample answers from the SFT model and rank them → rows as in comparisons.jsonl, written to OUT as well."""
-    path = os.path.join(config.out, "comparisons.jsonl")
-    of = f"{run.parents['sft']['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
-    if os.path.exists(path) and not config.fresh:
-        rows = read_jsonl(path, ["prompt", "responses", "ranks"])
-        if rows[0].get("of") == of and rows[0].get("rows") == len(rows):
-            print(f"taking the answers sampled before, from {path}")
-            return rows
-    sft = model_from(run.parents["sft"]).to(run.device)
-    given_in = os.path.join(run.folder, "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl")
-    fields = ["prompt"] if "judge" in sources else ["prompt", "response"]
-    rows = []
-    for split, n in (("train", config.prompts), ("heldout", config.heldout)):
-        given = read_jsonl(given_in, fields, split) if split == "train" else read_heldout(given_in, fields)
-        order = torch.randperm(len(given), generator=generator(config.seed, "prompts", split))[:n].tolist()
-        given = [given[i] for i in order]
-        k = config.answers if "judge" in sources else config.answers - 1
-        encoded = [run.vocab.prompt(r["prompt"]) for r in given]
-        for i, (row, answers) in enumerate(zip(given, sample_answers(sft, encoded, run, k, f"answers, {split}"))):
-            responses = [run.vocab.decode(a) for a in answers]
-            more = {}
-            if "judge" in sources:
-                rng = random.Random(f"{config.seed} {split} {i}")
-                labeler = rng.randrange(judge.LABELERS)
-                ranks = judge.rank(row["prompt"], responses, labeler, rng)
-                more = {"labeler": labeler, "gold": [judge.gold(row["prompt"], r)["gold"] for r in responses]}    # for the ceiling
-            else:
-                responses, ranks = [row["response"], *responses], [1] + [2] * k
-            more["eos"] = [True] * (len(responses) - k) + [a[-1] == run.vocab.eos for a in answers]
-            rows.append({"prompt": row["prompt"], "responses": responses, "ranks": ranks, "split": split, **more, "of": of})
-    if RANK:
-        return rows
-    with replacing(path) as f:
-        f.writelines(json.dumps({**r, "rows": len(rows)}) + "\n" for r in rows)
-    return rows
-
-
-def encode_comparisons(rows, vocab, block, fold=0):
-    """Rows of comparisons → list of (token lists, ranks, gold or None), and counts of what was dropped.
-
-    An answer given twice to a prompt is kept once; a prompt whose answers all tie is dropped, as is one that does not fit.
-    """
-    items, dropped = [], {"identical answers": 0, "prompts without a pair": 0, "too long": 0, "tied pairs": 0, "pairs": 0}
-    for n, row in enumerate(rows, 1):
-        if fold and half_of(row) != fold - 1:
-            continue
-        responses, ranks = read_ranking(row, f"comparison {n}")
-        prompt, golds, eos = vocab.prompt(row["prompt"]), row.get("gold"), row.get("eos", [True] * len(responses))
-        first = {}
-        for i, r in enumerate(responses):
-            first.setdefault(r, i)
-        dropped["identical answers"] += len(responses) - len(first)
-        keep = sorted(first.values())
-        tokens = [prompt + vocab.response(responses[i])[:None if eos[i] else -1] for i in keep]
-        kept = [ranks[i] for i in keep]
-        pairs = sum(a < b for a in kept for b in kept)
-        dropped["tied pairs"] += len(kept) * (len(kept) - 1) // 2 - pairs
-        if max(map(len, tokens)) > block or min(map(len, tokens)) == len(prompt):
-            dropped["too long"] += 1
-        elif not pairs:
-            dropped["prompts without a pair"] += 1
-        else:
-            dropped["pairs"] += pairs
-            items.append((tokens, kept, golds and [golds[i] for i in keep]))
-    return items, dropped
-
-
-def which_half(fold, judge):
-    """The flag --fold → 1, 2 or 0 for all. Without a judge the second half is for the reward model that evaluates: PPO's must not see it."""
-    if fold not in ("auto", "all", "1", "2"):
-        raise UserError(f"--fold={fold}: give 1, 2, all or auto")
-    return {"auto": 0 if judge else 1, "all": 0, "1": 1, "2": 2}[fold]
-
-
 def slots(values, k, device, dtype=None):
     """Lists of up to k numbers → (B, k), empty slots 0."""
     return torch.tensor([[*v, *[0] * (k - len(v))] for v in values], device=device, dtype=dtype)
@@ -205,19 +109,6 @@ def evaluate(model, items, vocab, run):
     mean = right.sum() / total
     ci = 1.96 * ((right - mean * counts) ** 2).sum().sqrt() / total      # a prompt's pairs are not independent: cluster by prompt
     return mean.item(), total, (ceiling / known if known else None), ci.item(), sum(losses) / len(items)
-
-
-def agreement(judge, rows, seed):
-    """How often two labelers agree on a pair that neither calls a tie, over the held-out answers."""
-    same = n = 0
-    for i, row in enumerate(rows):
-        rng = random.Random(f"{seed} agreement {i}")
-        a, b = (judge.rank(row["prompt"], row["responses"], who, rng) for who in rng.sample(range(judge.LABELERS), 2))
-        for x in range(len(a)):
-            for y in range(x):
-                if a[x] != a[y] and b[x] != b[y] and row["responses"][x] != row["responses"][y]:
-                    same, n = same + ((a[x] < a[y]) == (b[x] < b[y])), n + 1
-    return same / max(1, n)
 
 
 def main():

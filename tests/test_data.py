@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import chat
 import common
+import comparisons
 import reward
 import sft
 from data import UserError, Vocab, half_of, load_judge, read_heldout, read_jsonl, read_ranking, read_tokens, replacing
@@ -152,7 +153,7 @@ def test_labelers_agree_as_often_as_openai_s():
     rng = random.Random(0)
     rows = [{"prompt": prepare.turns(text), "responses": [prepare.demonstrate(kind, s, rng)[1] for _ in range(4)]}
             for kind, text, s in prepare.prompts(rng, 1000, "heldout", SHARES)]
-    agreement = reward.agreement(judge, rows, seed=1)
+    agreement = comparisons.agreement(judge, rows, seed=1)
     assert 0.68 < agreement < 0.78, f"two labelers agree on {agreement:.1%} of pairs: change NOISE in judge.py"
 
 
@@ -380,7 +381,7 @@ def test_ranks_that_do_not_fit_their_answers_are_refused(row):
 
 
 def encoded(vocab, *rows, block=128, fold=0):
-    return reward.encode_comparisons([{"prompt": "Name a pet.", **row} for row in rows], vocab, block, fold)
+    return comparisons.encode_comparisons([{"prompt": "Name a pet.", **row} for row in rows], vocab, block, fold)
 
 
 def test_an_answer_given_twice_is_kept_once(vocab):
@@ -411,11 +412,11 @@ def test_the_two_halves_of_the_comparisons_have_no_prompt_in_common(vocab):
 
 
 def test_the_reward_model_that_evaluates_has_comparisons_to_itself():
-    assert reward.which_half("auto", judge) == 0, "where a judge evaluates, all comparisons are for training"
-    assert reward.which_half("auto", None) == 1, "PPO's reward model was trained on what the evaluating one is trained on: it is no second opinion"
-    assert [reward.which_half(x, None) for x in ("1", "2", "all")] == [1, 2, 0]
+    assert comparisons.which_half("auto", judge) == 0, "where a judge evaluates, all comparisons are for training"
+    assert comparisons.which_half("auto", None) == 1, "PPO's reward model was trained on what the evaluating one is trained on: it is no second opinion"
+    assert [comparisons.which_half(x, None) for x in ("1", "2", "all")] == [1, 2, 0]
     with pytest.raises(UserError, match="--fold=3"):
-        reward.which_half("3", None)
+        comparisons.which_half("3", None)
 
 
 def test_the_ceiling_is_of_answers_whose_truth_is_known(vocab):
