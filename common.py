@@ -38,6 +38,34 @@ from data import ROOT, UserError, Vocab, folder_of, read_json, replacing  # noqa
 from model import GPT, SIZES, GPTConfig, ScalarGPT, config_for  # noqa: E402
 
 STAGES = ["pretrain", "sft", "reward", "ppo"]
+POLICY = re.compile(r"pretrain|sft|ppo(-[2-9]|-[1-9]\d+)?")      # stages that answer
+
+
+def in_round(name, n):
+    """What a name is in round n of comparisons, reward model and PPO: ppo, ppo-2, ppo-3, …"""
+    return name if n == 1 else f"{name}-{n}"
+
+
+def policy_before(n):
+    """The stage whose answers round n collects comparisons on, and whose policy its PPO goes on from."""
+    return "sft" if n == 1 else in_round("ppo", n - 1)
+
+
+def rounds_before(n):
+    """The stages of the rounds before the n-th, in order."""
+    return [in_round(stage, i) for i in range(1, n) for stage in ("reward", "ppo")]
+
+
+def policies(out):
+    """The finished stages in a folder that can answer, oldest first."""
+    names = [f[:-3] for f in (os.listdir(out) if os.path.isdir(out) else []) if f.endswith(".pt") and POLICY.fullmatch(f[:-3])]
+    return sorted(names, key=lambda s: (STAGES.index(s.split("-")[0]), int(s.partition("-")[2] or 1)))
+
+
+def script_of(stage):
+    """The script and flag that make a stage: reward-2 → ["reward.py", "--round=2"]."""
+    name, _, n = stage.partition("-")
+    return [name + ".py", *[f"--round={n}"] * n.isdigit()]
 
 
 @dataclasses.dataclass
@@ -92,7 +120,7 @@ def parse(cls, doc, smoke=None, argv=None):
         config.data = os.path.basename(config.data)
     config.out = config.out or os.path.join("out", os.path.basename(config.data) + ("-smoke" if config.size == "smoke" else ""))
     config.given = set(given)
-    for name in ("steps", "batch", "epochs", "episodes", "minibatches", "iterations", "eval_every", "max_new_tokens", "lr"):
+    for name in ("steps", "batch", "epochs", "episodes", "minibatches", "iterations", "eval_every", "max_new_tokens", "lr", "round"):
         if getattr(config, name, 1) <= 0:
             raise UserError(f"--{name}={getattr(config, name)} must be above 0")
     if getattr(config, "micro", 0) < 0:
@@ -341,7 +369,7 @@ def save(path, content):
 def load(path, stage=None):
     """The content of a checkpoint file, on the CPU. Raises UserError if it is missing, cut off or something else."""
     if not os.path.exists(path):
-        raise UserError(f"{path} is missing" + (f"; python {stage}.py makes it" if stage in STAGES else ""))
+        raise UserError(f"{path} is missing" + (f"; python {' '.join(script_of(stage))} makes it" if stage and stage.split("-")[0] in STAGES else ""))
     try:
         if zipfile.ZipFile(path).testzip():     # torch.load ignores the checksums
             raise ValueError
@@ -417,7 +445,7 @@ class Run:
             self.check(path, checkpoint, ("size", "vocab") if base else ("seed", "size", "data", "vocab"))
             return checkpoint
         if WORLD > 1:
-            raise UserError(f"{path} is missing; with several processes each stage is started by itself: torchrun --nproc_per_node={WORLD} {stage}.py first")
+            raise UserError(f"{path} is missing; with several processes each stage is started by itself: torchrun --nproc_per_node={WORLD} {' '.join(script_of(stage))} first")
         run_stage(stage, self.config)
         return load(path)
 
@@ -452,7 +480,7 @@ class Run:
             now = self.parents.get(parent)
             if now and now["hash"] != was:
                 raise UserError(f"{path} came from another {parent} than the one there is now: "
-                                f"run {checkpoint['stage']}.py with --fresh, or give another --out")
+                                f"run {' '.join(script_of(checkpoint['stage']))} with --fresh, or give another --out")
 
     def finished(self):
         """The checkpoint of this stage if it is done already, else None."""
@@ -556,10 +584,11 @@ def command_of(stage, config, *flags):
     """The command line of a stage's script with this run's common flags."""
     common = [f"--{f.name}={getattr(config, f.name)}" for f in dataclasses.fields(Common)
               if f.name != "fresh" and getattr(config, f.name) != f.default]
-    if config.fresh == "all" and stage in STAGES:
+    if config.fresh == "all" and stage.split("-")[0] in STAGES:
         common.append("--fresh=all" if stage != STAGES[0] else "--fresh")
     print(f"\n==== {stage} ====", flush=True)
-    return [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), stage + ".py"), *common, *flags]
+    script, *more = script_of(stage)
+    return [sys.executable, os.path.join(os.path.dirname(os.path.abspath(__file__)), script), *more, *common, *flags]
 
 
 def run_stage(stage, config, *flags):

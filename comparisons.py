@@ -2,21 +2,22 @@
 Stage 2a: comparisons, what the reward model learns from. K answers to a prompt are sampled and ranked.
 
 reward.py calls this; nothing here is trained. Who ranks: simulated labelers where the data folder has a judge.py;
-elsewhere a person's real reply is taken to beat an answer sampled from the SFT model. The rankings are left in
-OUT/comparisons.jsonl, in the form in which a person could have written them.
+elsewhere a person's real reply is taken to beat a sampled answer. Who answers: the SFT model, and in a further round
+the newest policy (Ouyang et al. 2022, section 3.1). The rankings of each round are left in a file of OUT, in the form
+in which a person could have written them: comparisons.jsonl, comparisons-2.jsonl and so on.
 """
 import json
 import os
 import random
 
-from common import RANK, all_gather, bar, by_length, generator, model_from, shard     # before torch: it says how threads wait
+from common import RANK, all_gather, bar, by_length, generator, in_round, model_from, policy_before, shard     # before torch: it says how threads wait
 from data import UserError, half_of, read_heldout, read_jsonl, read_ranking, replacing
 
 import torch
 
 
-def sample_answers(model, prompts, run, k, label):
-    """k answers of the model to each of the prompts (token lists) → list of k token lists each."""
+def sample_answers(model, prompts, run, k, label, temperature=1.0):
+    """k answers of the model to each of the prompts (token lists) → list of k token lists each. The label names bar and noise."""
     rows = [i for i in range(len(prompts)) for _ in range(k)]
     answers = [[] for _ in prompts]
     chunks = by_length([len(prompts[i]) for i in rows], 512)
@@ -24,7 +25,7 @@ def sample_answers(model, prompts, run, k, label):
     for i in bar(len(share), 0, label):
         n, chunk = share[i]
         with run.cast:
-            found.append(model.generate([prompts[rows[j]] for j in chunk.tolist()], run.config.max_new_tokens, eos=run.vocab.eos,
+            found.append(model.generate([prompts[rows[j]] for j in chunk.tolist()], run.config.max_new_tokens, temperature, eos=run.vocab.eos,
                                         generator=generator(run.config.seed, label, n)))
     for chunk, news in zip(chunks, all_gather(found)):
         for j, new in zip(chunk.tolist(), news):
@@ -32,30 +33,35 @@ def sample_answers(model, prompts, run, k, label):
     return answers
 
 
-def sampled_comparisons(run, config, judge, sources):
-    """Sample answers from the SFT model and rank them → rows as in comparisons.jsonl, written to OUT as well."""
-    path = os.path.join(config.out, "comparisons.jsonl")
-    of = f"{run.parents['sft']['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
-    if os.path.exists(path) and not config.fresh:
+def sampled_comparisons(run, config, judge, sources, n=1):
+    """Sample answers from the policy that round n begins with and rank them → rows as in comparisons.jsonl, written to OUT as well.
+
+    Those of the rounds before this run's are taken as they are. Raises UserError if they are not there."""
+    policy, path, old = policy_before(n), os.path.join(config.out, in_round("comparisons", n) + ".jsonl"), n < config.round
+    of = f"{run.parents[policy]['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
+    if os.path.exists(path) and (old or not config.fresh):
         rows = read_jsonl(path, ["prompt", "responses", "ranks"])
-        if rows[0].get("of") == of and rows[0].get("rows") == len(rows):
+        if rows[0].get("rows") == len(rows) and (rows[0].get("of") == of or old and rows[0].get("of", "").split()[:1] == of.split()[:1]):
             print(f"taking the answers sampled before, from {path}")
             return rows
-    sft = model_from(run.parents["sft"]).to(run.device)
+    if old:
+        raise UserError(f"{path}, the comparisons of round {n}, is missing, cut off or of another {policy}.pt than the one there is now: "
+                        f"{' '.join(['python reward.py', *[f'--round={n}'] * (n > 1)])} --fresh makes it again; --sources=file does without")
+    model = model_from(run.parents[policy]).to(run.device)
     given_in = os.path.join(run.folder, "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl")
     fields = ["prompt"] if "judge" in sources else ["prompt", "response"]
     rows = []
-    for split, n in (("train", config.prompts), ("heldout", config.heldout)):
+    for split, size in (("train", config.prompts), ("heldout", config.heldout)):
         given = read_jsonl(given_in, fields, split) if split == "train" else read_heldout(given_in, fields)
-        order = torch.randperm(len(given), generator=generator(config.seed, "prompts", split))[:n].tolist()
+        order = torch.randperm(len(given), generator=generator(config.seed, in_round("prompts", n), split))[:size].tolist()
         given = [given[i] for i in order]
         k = config.answers if "judge" in sources else config.answers - 1
         encoded = [run.vocab.prompt(r["prompt"]) for r in given]
-        for i, (row, answers) in enumerate(zip(given, sample_answers(sft, encoded, run, k, f"answers, {split}"))):
+        for i, (row, answers) in enumerate(zip(given, sample_answers(model, encoded, run, k, in_round(f"answers, {split}", n)))):
             responses = [run.vocab.decode(a) for a in answers]
             more = {}
             if "judge" in sources:
-                rng = random.Random(f"{config.seed} {split} {i}")
+                rng = random.Random(in_round(f"{config.seed} {split} {i}", n))
                 labeler = rng.randrange(judge.LABELERS)
                 ranks = judge.rank(row["prompt"], responses, labeler, rng)
                 more = {"labeler": labeler, "gold": [judge.gold(row["prompt"], r)["gold"] for r in responses]}    # for the ceiling

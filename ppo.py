@@ -3,6 +3,8 @@ Stage 3: reinforcement learning from human feedback, by PPO with a pretraining l
 
     python ppo.py                 # the whole recipe: makes what is missing before it, then trains, then evaluates
     python ppo.py --ptx_coef=0    # "PPO" instead of "PPO-ptx"
+    python ppo.py --round=2       # more comparisons, on this policy's answers, a new reward model, and PPO goes on with it
+    python ppo.py --reward=mine.py:score    # a Python function of (prompt, response) in place of the reward model
     python ppo.py --adaptive_kl=6 # a KL coefficient steered to 6 nats an answer (Ziegler et al. 2019, section 2.2)
 
     objective = E[ r(x, y) − β log(π(y|x) / π_SFT(y|x)) ]  +  γ E[ log π(pretraining text) ]
@@ -24,8 +26,8 @@ import os
 from dataclasses import dataclass
 
 from common import (Common, Run, adamw, all_gather, all_reduce, bar, become, by_length, document_batch, document_starts, entry,
-                    generator, model_from, pad, parse, rounded, shard, text_loss, update)     # before torch: it says how threads wait
-from data import UserError, load_judge, read_heldout, read_jsonl, read_tokens
+                    generator, in_round, model_from, pad, parse, policy_before, rounded, rounds_before, shard, text_loss, update)     # before torch: it says how threads wait
+from data import UserError, load_judge, load_reward, read_heldout, read_jsonl, read_tokens
 from model import ScalarGPT
 from pretrain import lm_loss
 
@@ -56,6 +58,8 @@ class Config(Common):
     ptx_ratio: float = 0.125    # windows of pretraining text an episode; the paper has 8 examples, too many for minutes
     ema: float = 0.992          # of the policy's weights, at every optimiser step
     eval_every: int = 10        # iterations between measurements on held-out prompts
+    reward: str = ""            # module:function or file.py:function of (prompt, response) → number, in place of the reward model
+    round: int = 1              # from 2 on: from the policy of the round before, with reward-<round>.pt, to ppo-<round>.pt
 
 
 SMOKE = {"iterations": 3, "episodes": 16, "minibatches": 2, "eval_every": 2}
@@ -199,13 +203,20 @@ def ema_update(average, model, decay):
         a.data.lerp_(p.data, 1 - decay)
 
 
+def function_scores(function, rows, tokens, mask, vocab):
+    """What a --reward function gives to the answers to the rows' prompts → (B,); each process asks it for its share."""
+    texts = [vocab.decode(t[m].tolist()) for t, m in zip(tokens, mask)]
+    return torch.tensor(all_gather([function(r["prompt"], text) for r, text in shard(list(zip(rows, texts)))]), device=tokens.device)
+
+
 @torch.no_grad()
 def heldout_metrics(model, rows, reward_model, judge, vocab, run, rng):
-    """Reward-model score, gold score where there is a judge, and length of one sampled answer to each held-out prompt."""
+    """Score by the reward model (or function), gold score where there is a judge, and length of one sampled answer to each held-out prompt."""
     prompts = [vocab.prompt(r["prompt"]) for r in rows]
     tokens, mask, lengths, _ = rollout(model, prompts, run.config, vocab, run.cast, rng)
     with run.cast:
-        metrics = {"eval/score": reward_model.score(tokens, lengths).mean().item(), "eval/length": mask.sum(1).float().mean().item()}
+        scores = reward_model.score(tokens, lengths) if isinstance(reward_model, ScalarGPT) else function_scores(reward_model, rows, tokens, mask, vocab)
+    metrics = {"eval/score": scores.mean().item(), "eval/length": mask.sum(1).float().mean().item()}
     if judge:
         answers = [vocab.decode(t[m].tolist()) for t, m in zip(tokens, mask)]
         metrics["eval/gold"] = sum(judge.gold(r["prompt"], a)["gold"] for r, a in zip(rows, answers)) / len(rows)
@@ -221,26 +232,35 @@ def main():
         raise UserError(f"--temperature={config.temperature}: rollouts must be random, so it must be above 0")
     if config.episodes % config.minibatches:
         raise UserError(f"--episodes={config.episodes} does not divide into --minibatches={config.minibatches}")
-    run = Run("ppo", config, parents=["pretrain", "sft", "reward"])
-    evaluation = ["--prompts=60"] if config.size == "smoke" else []
+    function = load_reward(config.reward) if config.reward else None
+    if function and config.round > 1:
+        raise UserError(f"--reward={config.reward} --round={config.round}: a further round is for new comparisons, and a function needs none; give more --iterations")
+    reward = [] if function else [in_round("reward", config.round)]
+    run = Run("ppo", config, parents=["pretrain", "sft", *rounds_before(config.round), *reward], name=in_round("ppo", config.round))
+    evaluation = [*["--prompts=60"] * (config.size == "smoke"), *[f"--reward={config.reward}"] * bool(function),
+                  *["--stages=" + ",".join(["pretrain", "sft", *rounds_before(config.round)[1::2], run.name])] * (config.round > 1)]
     if run.finished():
         return become("evaluate", config, *evaluation)
     vocab, judge = run.vocab, load_judge(run.folder)
 
-    # four networks: the policy and its frozen reference from SFT; the frozen reward model and, copied, the critic
-    policy = model_from(run.parents["sft"]).to(run.device)
-    reference = copy.deepcopy(policy).requires_grad_(False)
-    reward_model = model_from(run.parents["reward"], ScalarGPT).to(run.device).requires_grad_(False)
-    critic = copy.deepcopy(reward_model).requires_grad_(True)
+    # four networks: the policy, from SFT or the round before, and its frozen reference, always SFT; the frozen reward model and, copied, the critic
+    policy = model_from(run.parents[policy_before(config.round)]).to(run.device)
+    reference = model_from(run.parents["sft"]).to(run.device).requires_grad_(False)
+    if function:        # the critic then starts as a reward model does: SFT's trunk, and a head of zeros
+        reward_model, critic = function, ScalarGPT.from_gpt(reference)
+    else:
+        reward_model = model_from(run.parents[reward[0]], ScalarGPT).to(run.device).requires_grad_(False)
+        critic = copy.deepcopy(reward_model).requires_grad_(True)
     average = copy.deepcopy(policy).requires_grad_(False)
     run.compiled(policy, reference, reward_model, critic, average)
     optimizer = adamw(policy, config.lr, betas=(0.9, 0.95), eps=1e-5)
     critic_optimizer = adamw(critic, config.critic_lr, betas=(0.9, 0.95), eps=1e-5)
-    rm = run.parents["reward"]["results"]
+    rm = {"score_mean": 0.0, "score_std": 1.0} if function else run.parents[reward[0]]["results"]
 
     block = policy.config.block_size
     prompts_path = os.path.join(run.folder, "prompts.jsonl")
-    prompts = [vocab.prompt(r["prompt"]) for r in read_jsonl(prompts_path, ["prompt"], "train")]
+    asked = read_jsonl(prompts_path, ["prompt"], "train")
+    prompts = [vocab.prompt(r["prompt"]) for r in asked]
     lengths = [len(p) for p in prompts] + [len(vocab.prompt(r["prompt"])) for r in read_jsonl(prompts_path, ["prompt"], "heldout")]
     if too_long := sum(n + config.max_new_tokens > block for n in lengths):
         raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(lengths)} tokens, do not fit the block of {block} together with "
@@ -249,7 +269,7 @@ def main():
     heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
     text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
     starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "first": None, "raised": []}
+    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "first": None, "raised": [], "scale": None}
     size = config.episodes // config.minibatches
     micro = config.micro or size
 
@@ -261,14 +281,20 @@ def main():
         beta = state["beta"]
 
         # 1. rollout
-        rng = generator(config.seed, "rollout", iteration)
+        rng = generator(config.seed, in_round("rollout", config.round), iteration)
         chosen = torch.randint(len(prompts), (config.episodes,), generator=rng).tolist()
         tokens, mask, lengths, has_eos = rollout(policy, [prompts[i] for i in chosen], config, vocab, run.cast, rng)
         clock.append(run.seconds())
 
-        # 2. score: the reward model at the last token of the response
-        outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, size, tokens)
-        scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
+        # 2. score: the reward model at the last token of the response; a function's is brought to mean 0 and
+        # standard deviation 1 on the first rollout, SFT's answers, so that beta means the same whatever its unit (Ziegler et al. 2019)
+        if function:
+            scores = function_scores(function, [asked[i] for i in chosen], tokens, mask, vocab)
+            state["scale"] = state["scale"] or first_scale(scores, config.reward)
+            scores = (scores - state["scale"][0]) / state["scale"][1]
+        else:
+            outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, size, tokens)
+            scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
         scores = eos_rule(scores, has_eos, rm["score_mean"], rm["score_std"])
 
         # 3. log-probabilities under the policy and its reference, and values: frozen for all epochs of the update
@@ -314,7 +340,7 @@ def main():
                 if config.ptx_coef:     # pretraining gradients are added to PPO's, then one step (appendix C.4)
                     ptx_seconds -= run.seconds()
                     windows = max(1, round(config.ptx_ratio * size))
-                    x = shard(document_batch(text, starts, windows, block, generator(config.seed, "ptx", iteration, epoch, n), run.device))
+                    x = shard(document_batch(text, starts, windows, block, generator(config.seed, in_round("ptx", config.round), iteration, epoch, n), run.device))
                     for part in x.split(micro) if len(x) else ():
                         ptx = lm_loss(forward(policy, part, run.cast), part) * len(part) / windows
                         (config.ptx_coef * ptx).backward()
@@ -367,7 +393,7 @@ ALARMS = [
     ("response/eos_fraction", lambda now, first: now < first / 2, "answers no longer end by themselves: is EOS among the SFT targets, the score on the last token? pytest -k \"eos or last\""),
     ("objective/entropy", lambda now, first: now < first / 10, "the policy answers the same whatever is asked: raise --beta or lower --lr; pytest -k \"whiten or clip\""),
     ("policy/approxkl_avg", lambda now, first: now > 0.1, "an update moves the policy far from the rollout's: lower --lr or --epochs; pytest -k \"clip or first_minibatch\""),
-    ("val/explained_variance", lambda now, first: now < -1, "the critic is worse than a constant: lower --critic_lr; pytest -k \"gae or value\""),
+    ("val/explained_variance", lambda now, first: now < min(-1, first), "the critic is worse than a constant: lower --critic_lr; pytest -k \"gae or value\""),
 ]
 
 
@@ -376,6 +402,14 @@ def alarms(metrics, first, raised):
     found = [(key, why) for key, wrong, why in ALARMS if key not in raised and wrong(metrics[key], first[key])]
     raised += [key for key, _ in found]
     return [f"warning: {key} is {metrics[key]:.3g}, {first[key]:.3g} at first: {why}" for key, why in found]
+
+
+def first_scale(scores, name):
+    """[mean, standard deviation] of a function's scores of SFT's answers. Raises UserError if they are all the same."""
+    if scores.max() == scores.min():
+        raise UserError(f"--reward={name} gave all {len(scores)} answers of the first rollout the same score, {scores[0].item():g}: "
+                        f"there is nothing to learn from; let it tell such answers apart, or take more --episodes")
+    return [scores.mean().item(), scores.std().item()]
 
 
 def check_ratio(ratio, dtype):

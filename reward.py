@@ -4,6 +4,7 @@ Stage 2: the reward model. Ranked answers in, a network that scores an answer wi
     python reward.py                       # samples answers from sft.pt, has them ranked, trains: about two minutes
     python reward.py --sources=file        # trains on the folder's comparisons.jsonl, without sampling
     python reward.py --answers=9 --epochs=2
+    python reward.py --round=2             # more comparisons, on PPO's answers, and a new model of all of them: reward-2.pt
 
 Stage 2a, comparisons.py, samples K answers to a prompt and has them ranked. Here all their K(K−1)/2 pairs form one
 batch element, and each answer goes through the network once (Ouyang et al. 2022, section 3.5).
@@ -12,8 +13,8 @@ import math
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, all_reduce, bar, cosine, entry, epoch_batches, generator, model_from, pad, parse,
-                    shard, update)     # before torch: it says how threads wait
+from common import (Common, Run, adamw, all_reduce, bar, cosine, entry, epoch_batches, generator, in_round, model_from, pad, parse, policy_before,
+                    rounds_before, shard, update)     # before torch: it says how threads wait
 from comparisons import agreement, encode_comparisons, sampled_comparisons, which_half
 from data import UserError, load_judge, read_jsonl, read_ranking
 from model import ScalarGPT
@@ -24,12 +25,13 @@ import torch.nn.functional as F
 
 @dataclass
 class Config(Common):
-    prompts: int = 12000        # training prompts to sample answers for
+    prompts: int = 0            # training prompts to sample answers for; 0: 12,000, and 4,000 in a further round
     heldout: int = 900          # held-out prompts, to measure accuracy on
     answers: int = 4            # K, answers a prompt; the paper has 4 to 9
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
     fold: str = "auto"          # the half of the comparisons to train on, 1 or 2, or all; auto: all where a judge evaluates, else 1
     name: str = "reward"        # of the checkpoint in OUT
+    round: int = 1              # from 2 on: comparisons of the policy of the round before are added to the old ones
     epochs: int = 1             # more overfit, the paper says
     batch: int = 16             # prompts a step, with all their pairs
     micro: int = 0              # prompts a forward pass, to save memory (gradients add up); 0 is the whole batch
@@ -115,7 +117,8 @@ def main():
     config = parse(Config, __doc__, SMOKE)
     if not 2 <= config.answers <= 9:
         raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
-    run = Run("reward", config, parents=["sft"], name=config.name)
+    config.prompts = config.prompts or (12000 if config.round == 1 else 4000)
+    run = Run("reward", config, parents=["sft", *rounds_before(config.round)], name=in_round(config.name, config.round))
     if run.finished():
         return
     vocab, judge = run.vocab, load_judge(run.folder)
@@ -133,7 +136,8 @@ def main():
     torch.manual_seed(config.seed)
     model = ScalarGPT.from_gpt(model_from(run.parents["sft"])).to(run.device)
     block = model.config.block_size
-    rows = [] if sources == "file" else sampled_comparisons(run, config, judge, sources)
+    rounds = [sampled_comparisons(run, config, judge, sources, n) for n in range(1, config.round + 1)] if sources != "file" else [[]]
+    rows = sum(rounds, [])
     rows += read_jsonl(file, ["prompt", "responses|chosen"]) if "file" in sources else []
     train, dropped = encode_comparisons([r for r in rows if r.get("split") != "heldout"], vocab, block, fold)
     heldout, _ = encode_comparisons([r for r in rows if r.get("split") == "heldout"], vocab, block)
@@ -192,9 +196,13 @@ def main():
             results["ceiling"] = ceiling
             results["agreement"] = agreement(judge, [r for r in rows if r.get("split") == "heldout" and "gold" in r], config.seed)
             print(f"the truth itself would reach {ceiling:.1%}: labelers are noisy, two of them agree on {results['agreement']:.1%} of pairs")
+    if config.round > 1 and (newest := encode_comparisons([r for r in rounds[-1] if r["split"] == "heldout"], vocab, block)[0]):
+        results["accuracy_newest"], n, ceiling, results["accuracy_newest_ci"], _ = evaluate(model, newest, vocab, run)
+        print(f"  on {policy_before(config.round)}'s answers alone {results['accuracy_newest']:.1%} ± {results['accuracy_newest_ci']:.1%} of {n:,} pairs"
+              + (f", of {ceiling:.1%} possible" if ceiling else ""))
     print(f"sampled answers score {mean:.2f} ± {std:.2f}, demonstrations 0 on average")
-    print("\nsamples: answers of the SFT model, best score first")
-    for row in [r for r in rows if r.get("split") == "heldout"][:4]:
+    print("\nsamples: answers, best score first")
+    for row in [r for r in rounds[-1] or rows if r.get("split") == "heldout"][:4]:
         responses, _ = read_ranking(row)
         with torch.no_grad():
             scores, _ = scores_of(model, [([vocab.prompt(row["prompt"]) + vocab.response(r) for r in responses], [1] * len(responses), None)], vocab, run)

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
+import numbers
 import os
 import subprocess
 import sys
@@ -281,12 +283,41 @@ def read_tokens(path, vocab):
 def load_judge(folder):
     """The folder's judge.py as a module, or None."""
     path = os.path.join(folder, "judge.py")
-    if not os.path.exists(path):
-        return None
-    spec = importlib.util.spec_from_file_location("judge", path)
+    return load_file(path) if os.path.exists(path) else None
+
+
+def load_file(path):
+    """A Python file as a module."""
+    spec = importlib.util.spec_from_file_location(os.path.splitext(os.path.basename(path))[0], path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_reward(name):
+    """What --reward names, module:function or file.py:function, found from the working directory → a function of (prompt, response).
+
+    The prompt comes as in prompts.jsonl, the response as text. Raises UserError if there is no such function, and the function
+    returned does if the value is not a finite number."""
+    module, _, function = name.rpartition(":")
+    if not module:
+        raise UserError(f"--reward={name}: give module:function, or file.py:function")
+    sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(load_file(module) if module.endswith(".py") else importlib.import_module(module), function, None)
+    except (ImportError, OSError, SyntaxError) as e:
+        raise UserError(f"--reward={name}: {module} can't be imported from {os.getcwd()}: {e}") from None
+    finally:
+        sys.path.remove(os.getcwd())
+    if not callable(found):
+        raise UserError(f"--reward={name}: {module} has no function {function!r}")
+
+    def checked(prompt, response):
+        value = found(prompt, response)
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise UserError(f"--reward={name} returned {value!r} for the response {response[:60]!r}: it must return a finite number")
+        return float(value)
+    return checked
 
 
 def folder_of(name):

@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from common import STAGES, Common, autocast, entry, generator, load, model_from, parse, pick_device, pick_dtype, replacing  # noqa: E402
+from common import POLICY, Common, autocast, entry, generator, load, model_from, parse, pick_device, pick_dtype, policies, replacing  # noqa: E402
 from data import UserError, Vocab, folder_of, read_jsonl  # noqa: E402
 
 import torch  # noqa: E402
@@ -94,9 +94,9 @@ def main():
         raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
     folder = folder_of(config.data)
     vocab, path = Vocab(folder), config.file or os.path.join(folder, "comparisons.jsonl")
-    there = [s for s in STAGES if s != "reward" and os.path.exists(os.path.join(config.out, s + ".pt"))]
+    there = policies(config.out)
     stages = config.stage.split(",") if config.stage else there[-1:]
-    if not stages or set(stages) - set(STAGES) or "reward" in stages:
+    if not stages or not all(map(POLICY.fullmatch, stages)):
         raise UserError(f"--stage={config.stage}: there are {', '.join(there) or 'none yet'} in {config.out}; python sft.py makes one")
     device = pick_device(config.device)
     models = [model_from(load(os.path.join(config.out, s + ".pt"), s)).to(device) for s in stages]

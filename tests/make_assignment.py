@@ -44,7 +44,7 @@ CUTS = {
             to those of the mean over the minibatch's tokens, however it is split;
           - on the very first minibatch check_ratio of π / π_old;
           - if config.ptx_coef: add ptx_coef × the gradient of lm_loss on max(1, round(ptx_ratio × size)) windows, by document_batch from `text` and
-            `starts`, with generator(config.seed, "ptx", iteration, epoch, number of the minibatch);
+            `starts`, with generator(config.seed, in_round("ptx", config.round), iteration, epoch, number of the minibatch);
           - `update` the policy (config.lr × warm) and the critic (config.critic_lr × warm), then ema_update(average, policy, config.ema);
           - append to `stats` a tensor of the seven means that step 6 names, without gradient: policy loss, value loss, approxkl (ρ − 1) − log ρ,
             share of |ρ − 1| > clip, share of |V − V_old| > value_clip, ρ, and the pretraining loss (0 without ptx)."""),

@@ -28,7 +28,8 @@ from conftest import STAGES, equal, log_of, parents_only, run_little
 from data import UserError
 
 KILLS = int(os.environ.get("KILLS", "10"))
-CASES = {**{stage: (stage, ()) for stage in STAGES}, "sft that picks an epoch": ("sft", ("--pick_by=reward.pt", "--demonstrations=40"))}
+CASES = {**{stage: (stage, ()) for stage in STAGES}, "sft that picks an epoch": ("sft", ("--pick_by=reward.pt", "--demonstrations=40")),
+         "ppo with a function": ("ppo", ("--reward=conftest:brief",))}
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 # the backward pass has threads of its own where there is an accelerator, and a fork has not
 trains_in_a_fork = pytest.mark.skipif(not hasattr(os, "fork") or torch.accelerator.is_available(), reason="no training in a fork here")
