@@ -658,8 +658,6 @@ PLANTS = [
      'random.Random(in_round(f"{config.seed} {split} {i}", n))', 'random.Random(f"{config.seed} {split} {i}")', "test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons"),
     ("rounds", "the old comparisons are forgotten", "reward.py",
      "for n in range(1, config.round + 1)]", "for n in range(config.round, config.round + 1)]", "test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons"),
-    ("rounds", "the result takes the place of round 1's", "ppo.py",
-     'name=in_round("ppo", config.round))', 'name="ppo")', "test_round_two_leaves_round_one_as_it_was"),
     ("rounds", "the new comparisons take the place of the old", "comparisons.py",
      'os.path.join(config.out, in_round("comparisons", n) + ".jsonl")', 'os.path.join(config.out, "comparisons.jsonl")', "test_round_two_leaves_round_one_as_it_was"),
 

@@ -1,6 +1,7 @@
 """A further round, best-of-n, and a function as the reward: what they start from, what they leave alone, what they refuse."""
 import json
 import os
+import re
 import shutil
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 import common
 import evaluate
 import ppo
-from conftest import equal, log_of, parents_only, run_little, run_main
+from comparisons import encode_comparisons
+from conftest import ROOT, equal, log_of, parents_only, run_little, run_main
 from data import UserError, load_reward
 from model import GPT, ScalarGPT
 
@@ -57,15 +59,16 @@ def test_round_two_goes_on_from_round_one_and_is_held_to_sft(second):
     assert equal(critic, rm), "the critic does not start from this round's reward model"
 
 
-def test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons(second):
+def test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons(second, vocab):
     _, out, _, _ = second
     rows = {n: [json.loads(x) for x in open(out / f"{name}.jsonl")] for n, name in ((1, "comparisons"), (2, "comparisons-2"))}
     hashes = {s: common.load(str(out / f"{s}.pt"))["hash"] for s in ("sft", "ppo")}
     assert rows[1][0]["of"].startswith(hashes["sft"]) and rows[2][0]["of"].startswith(hashes["ppo"]), "the answers are not those of the newest policy"
     assert [r["labeler"] for r in rows[1]] != [r["labeler"] for r in rows[2]], "the labelers and their noise are drawn as in round 1"
     pairs = {name: common.load(str(out / f"{name}.pt"))["results"]["pairs"] for name in ("reward", "reward-2")}
-    both = sum(a < b for n in (1, 2) for r in rows[n] if r["split"] == "train" for a in r["ranks"] for b in r["ranks"])
-    assert pairs["reward"] < pairs["reward-2"] <= both, "the new reward model did not learn from old and new comparisons"
+    train = {n: [r for r in rows[n] if r["split"] == "train"] for n in rows}
+    assert pairs["reward"] == encode_comparisons(train[1], vocab, 128)[1]["pairs"]
+    assert pairs["reward-2"] == encode_comparisons(train[1] + train[2], vocab, 128)[1]["pairs"], "the new reward model did not learn from old and new comparisons"
 
 
 def test_the_log_of_round_two_is_its_own(second):
@@ -74,18 +77,25 @@ def test_the_log_of_round_two_is_its_own(second):
     assert len(one) == len(two) == 3 and one != two
 
 
-def test_every_stage_can_be_talked_to_and_compared(second, tmp_path, capsys):
+def test_every_stage_can_be_talked_to_and_compared(second, tmp_path, capsys, monkeypatch):
     data, out, _, _ = second
     copy = tmp_path / "out"
     shutil.copytree(out, copy)
     run_main("chat", *LITTLE, f"--data={data}", f"--out={copy}", "--stage=sft,ppo,ppo-2", "--prompt=Name a pet.")
     assert "ppo-2" in capsys.readouterr().out
-    run_main("evaluate", *LITTLE, f"--data={data}", f"--out={copy}", "--stages=sft,ppo,ppo-2", "--prompts=4", "--best_of=3")
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as f:      # as it is written there
+        text = f.read()
+    best_of, = re.findall(r"`python evaluate\.py (--best_of=16)`", text)
+    run_main("evaluate", *LITTLE, f"--data={data}", f"--out={copy}", "--stages=sft,ppo,ppo-2", "--prompts=4", best_of)
     summary = json.loads((copy / "summary-2.json").read_text())
-    assert {"sft", "ppo", "ppo-2", "best of 3"} <= set(summary) and "reward-2" in summary["seconds"]
-    assert summary["best of 3"]["kl"] == pytest.approx(0.43195, abs=1e-5), "ln 3 − 2/3"
+    assert {"sft", "ppo", "ppo-2", "best of 16"} <= set(summary) and "reward-2" in summary["seconds"]
+    assert summary["best of 16"]["kl"] == pytest.approx(1.83509, abs=1e-5), "ln 16 − 15/16"
     assert not (copy / "summary.json").exists(), "the table of round 1 is written over"
     assert common.policies(str(copy)) == ["pretrain", "sft", "ppo", "ppo-2"], "chat.py takes the last of these"
+    again, = re.findall(r"^    python ppo\.py (--round=2) ", text, re.M)
+    monkeypatch.setattr(ppo, "become", lambda *a: None)
+    run_main("ppo", *LITTLE, f"--data={data}", f"--out={copy}", again)
+    assert "ppo-2.pt is finished" in capsys.readouterr().out
 
 
 def test_two_rounds_from_nothing_run_what_is_missing_in_order(second, tmp_path, monkeypatch):
