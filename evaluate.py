@@ -169,7 +169,8 @@ def main():
             marks = [{**m, mark: s} for m, s in zip(marks, scores_of(other, rows, prompts, news, run).tolist())]
         points[name] = [m["gold" if judge else mark] for m in marks]
         columns = {part: [marks[i][part] for i in seen if marks[i][part] is not None] for part in marks[0]}
-        kl = kl_per_answer(model, models["sft"], prompts, news, run) if name in models else [math.log(config.best_of) - 1 + 1 / config.best_of] * len(rows)     # Stiennon et al. 2020, appendix G.3
+        kl = (kl_per_answer(model, models["sft"], prompts, news, run) if name in models
+              else [math.log(config.best_of) - (config.best_of - 1) / config.best_of] * len(rows))      # Stiennon et al. 2020; less where answers repeat
         columns |= {"kl": kl, "length": [len(n) for n in news], "eos_fraction": [float(n[-1] == vocab.eos) for n in news]}
         columns |= {k: [columns[k][i] for i in seen] for k in ("kl", "length", "eos_fraction")}
         cells = {k: mean_ci(v) for k, v in columns.items()}

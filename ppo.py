@@ -247,7 +247,7 @@ def main():
     policy = model_from(run.parents[policy_before(config.round)]).to(run.device)
     reference = model_from(run.parents["sft"]).to(run.device).requires_grad_(False)
     if function:        # the critic then starts as a reward model does: SFT's trunk, and a head of zeros
-        reward_model, critic = function, ScalarGPT.from_gpt(reference)
+        reward_model, critic = function, ScalarGPT.from_gpt(reference).eval()
     else:
         reward_model = model_from(run.parents[reward[0]], ScalarGPT).to(run.device).requires_grad_(False)
         critic = copy.deepcopy(reward_model).requires_grad_(True)

@@ -681,7 +681,7 @@ PLANTS = [
     ("best of n", "read in the last column", "evaluate.py",
      ".gather(1, lengths[:, None] - 1).squeeze(1).cpu()", "[:, -1].cpu()", "test_a_reward_model_scores_answers_at_their_own_ends"),
     ("best of n", "its KL is ln n", "evaluate.py",
-     "math.log(config.best_of) - 1 + 1 / config.best_of", "math.log(config.best_of)", "test_every_stage_can_be_talked_to_and_compared"),
+     "math.log(config.best_of) - (config.best_of - 1) / config.best_of", "math.log(config.best_of)", "test_every_stage_can_be_talked_to_and_compared"),
 ]
 
 # what a plant that does not run raises, as against one that runs wrongly
