@@ -105,14 +105,14 @@ def main():
         if there:
             rows[seed] = {k: round(v, 4) for k, v in measure(seed, args).items()}
             with open(path, "w", newline="") as f:
-                writer = csv.DictWriter(f, ["seed", *rows[seed]], restval="nan")
+                writer = csv.DictWriter(f, ["seed", *{k: 0 for r in rows.values() for k in r}], restval="nan")
                 writer.writeheader()
                 writer.writerows({"seed": n, **rows[n]} for n in sorted(rows))
     if not rows:
         sys.exit("no seed finished")
     print(f"\n{len(rows)} seeds{'':20s}    mean   lowest … highest")
-    for k in rows[max(rows)]:
-        values = [r[k] for r in rows.values() if k in r]
+    for k in {k: 0 for r in rows.values() for k in r}:
+        values = [r[k] for r in rows.values() if k in r and r[k] == r[k]]      # a seed may have fewer rounds
         print(f"{k:28s} {sum(values) / len(values):9.3f}   {min(values):9.3f} … {max(values):9.3f}")
 
 
