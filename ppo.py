@@ -252,7 +252,7 @@ def main():
         reward_model = model_from(run.parents[reward[0]], ScalarGPT).to(run.device).requires_grad_(False)
         critic = copy.deepcopy(reward_model).requires_grad_(True)
     average = copy.deepcopy(policy).requires_grad_(False)
-    run.compiled(policy, reference, reward_model, critic, average)
+    run.compiled(policy, reference, critic, average, *[reward_model] * (not function))
     optimizer = adamw(policy, config.lr, betas=(0.9, 0.95), eps=1e-5)
     critic_optimizer = adamw(critic, config.critic_lr, betas=(0.9, 0.95), eps=1e-5)
     rm = {"score_mean": 0.0, "score_std": 1.0} if function else run.parents[reward[0]]["results"]
