@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from common import (Common, Run, adamw, all_reduce, bar, cosine, entry, epoch_batches, generator, in_round, model_from, pad, parse, policy_before,
                     rounds_before, shard, update)     # before torch: it says how threads wait
 from comparisons import agreement, encode_comparisons, sampled_comparisons, which_half
-from data import UserError, load_judge, read_jsonl, read_ranking
+from data import UserError, load_judge, read_jsonl
 from model import ScalarGPT
 
 import torch
@@ -202,13 +202,15 @@ def main():
               + (f", of {ceiling:.1%} possible" if ceiling else ""))
     print(f"sampled answers score {mean:.2f} ± {std:.2f}, demonstrations 0 on average")
     print("\nsamples: answers, best score first")
-    for row in [r for r in rounds[-1] or rows if r.get("split") == "heldout"][:4]:
-        responses, _ = read_ranking(row)
+    shown, _ = encode_comparisons([r for r in rounds[-1] or rows if r.get("split") == "heldout"], vocab, block)
+    for item in shown[:4]:
         with torch.no_grad():
-            scores, _ = scores_of(model, [([vocab.prompt(row["prompt"]) + vocab.response(r) for r in responses], [1] * len(responses), None)], vocab, run)
-        print(f"  {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}")
-        for score, response in sorted(zip(scores[0].tolist(), responses), reverse=True):
-            print(f"    {score:6.2f}  {response}")
+            scores, _ = scores_of(model, [item], vocab, run)
+        tokens = item[0][0]
+        asked, answer = (len(tokens) - tokens[::-1].index(turn) for turn in (vocab.user, vocab.assistant))      # where the last turns begin
+        print(f"  {vocab.decode(tokens[asked:answer])}")
+        for score, tokens in sorted(zip(scores[0].tolist(), item[0]), reverse=True):
+            print(f"    {score:6.2f}  {vocab.decode(tokens[answer:])}" + " …" * (tokens[-1] != vocab.eos))
     run.finish(model, results)
 
 

@@ -473,3 +473,16 @@ def test_an_answer_that_fills_the_block_is_scored(spied, monkeypatch, vocab):
         monkeypatch.setattr(ppo, reader, lambda path, fields, split=None: [{"prompt": prompt}])
     _, log, _ = spied("--iterations=1", "--episodes=16", f"--max_new_tokens={128 - len(vocab.prompt(prompt))}")
     assert log[0]["response/eos_fraction"] < 1, "this test needs an answer that runs to the end of the block"
+
+
+def test_a_held_out_comparison_that_does_not_fit_the_block_stops_no_reward_model(little, whole, tmp_path, capsys):
+    data, path = little[0], little[0] / "comparisons.jsonl"
+    rows = [{"prompt": "Where is the hen?", "responses": ["Here.", "There " * 200], "ranks": [1, 2], "split": "heldout"}]
+    rows += [{"prompt": f"Add {a} and 1.", "responses": [f"{a + 1}.", "No."], "ranks": [1, 2], "split": split, "eos": [True, False]} for a in range(8) for split in ("train", "heldout")]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    try:
+        run_little("reward", data, parents_only("reward", whole, tmp_path / "out"), "--sources=file")
+    finally:
+        path.unlink()
+    said = capsys.readouterr().out
+    assert "Add 0 and 1." in said and "No. …" in said and "There" not in said, "samples are printed as they were scored: the cut-off one without an end of text"
