@@ -77,7 +77,7 @@ class Common:
     dtype: str = "auto"      # float32 or bfloat16; auto takes bfloat16 where the device multiplies it fast
     size: str = "tiny"       # of the model: a name in model.py's SIZES; smoke shrinks the whole run as well
     max_new_tokens: int = 48 # longest response, in sampling
-    compile: bool = False    # torch.compile each block: half a minute of compiling for steps that are 10 to 30 % shorter; a CPU needs a C++ compiler for it
+    compile: bool = False    # torch.compile each block: half a minute of compiling for sampling that is a third faster; a CPU needs a C++ compiler for it
     base: str = ""           # to start from in place of OUT/pretrain.pt: another pretrain.pt, gpt2 (or -medium, -large, -xl), or a folder with weights in its layout
     fresh: str = ""          # --fresh redoes this stage, --fresh=all everything before it too
 
@@ -560,8 +560,11 @@ class Run:
         """Compile the networks' blocks in place if --compile asks for it. All blocks of a size share what is compiled."""
         if self.config.compile and self.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
             raise UserError("--compile needs a C++ compiler on a CPU, and there is no g++: install one, name yours in the environment variable CXX, or leave the flag out")
-        for block in [b for network in networks for b in network.blocks if self.config.compile]:
-            block.compile()
+        if self.config.compile:
+            import torch._dynamo
+            torch._dynamo.config.recompile_limit = 64       # ways to call a block: trained or frozen, with a cache or without, …
+            for block in [b for network in networks for b in network.blocks]:
+                block.compile(dynamic=True)     # once for all lengths: a stage has dozens
 
     def model_config(self):
         return config_for(self.config.size, self.vocab.size)

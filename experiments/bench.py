@@ -88,7 +88,7 @@ def own(model, args):
     """A network of ours as the stages use it with the flags given."""
     model.to(args.device)
     for block in model.blocks if args.compile else ():
-        block.compile()
+        block.compile(dynamic=True)
     return model
 
 

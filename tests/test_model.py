@@ -537,7 +537,7 @@ def test_compile_needs_a_compiler_and_says_so(monkeypatch):
     from data import UserError
     run, compiled = common.Run.__new__(common.Run), []
     run.device, model = torch.device("cpu"), small()
-    monkeypatch.setattr(Block, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(Block, "compile", lambda self, **how: compiled.append(self))
     monkeypatch.setattr("shutil.which", lambda name: None)
     run.config = common.Common(compile=False)
     run.compiled(model)
