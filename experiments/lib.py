@@ -50,6 +50,11 @@ def place(args, name):
     return os.path.join(folder, name)
 
 
+def scratch(args, name):
+    """Where checkpoints of the experiment go, which git does not keep."""
+    return os.path.join("out", "quick" if args.quick else "experiments", name)
+
+
 # ---- stages, each in a process of its own ----
 
 def stage(args, name, out, seed, *flags, patch=""):
