@@ -7,7 +7,7 @@ Over-optimisation: the reward model's score goes on rising where the truth falls
 Reward models of two sizes (0.8 and 0.03 million parameters without embeddings) are trained on three numbers of
 comparisons, and optimised against in two ways from the same SFT model: best of n answers, KL = ln n − (n − 1)/n exactly,
 and PPO without a KL penalty. Against d = √KL the gold score is fitted by Gao et al.'s forms, d(α − βd) for best of n and
-d(α − β ln d) for RL; 95 % intervals by bootstrap over seeds and prompts.
+d(α − β ln d) for RL, for each seed by itself; coefficients are means over seeds with 95 % intervals by Student's t.
 
 Scores are made comparable as Gao et al. do: both are 0 on average on SFT's answers, and a reward model's is multiplied by
 the factor with which its differences, as logits, best predict (cross-entropy) labels that the truth would give; the unit
@@ -29,9 +29,8 @@ SIZES = ["tiny", "small"]
 PROMPTS = [600, 2700, 12000]        # with comparisons of four answers each, 4.1 pairs a prompt
 SAMPLES = 256
 NS = [2 ** i for i in range(9)]
-GROUPS = 5                          # of prompts, which the bootstrap draws from
 LOGIT = 1.702 / (0.32 * 2 ** 0.5)   # judge.py's noise: Φ(x / (0.32 √2)) ≈ σ(3.76 x)
-RUN = ["--beta=0", "--ptx_coef=0", "--ema=0", "--lr=1e-3", "--iterations=40", "--eval_every=2"]      # far from SFT, in few minutes; no average of weights: the policy itself is measured
+RUN = ["--beta=0", "--ptx_coef=0", "--ema=0", "--lr=5e-4", "--iterations=28", "--eval_every=2"]     # far from SFT in a minute; no average of weights: the policy itself is measured
 NO_TEXT = "ppo.text_loss = lambda *a: (0.0, 0.0)"       # not asked for here
 
 
@@ -116,10 +115,9 @@ def bon_job(args, seed, sizes, counts, n_prompts, samples, ns):
             model = lib.common.model_from(checkpoint, ScalarGPT)
             scores = [scores_of(model, p, [list(u) for u in us], run)[w] for p, us, w in zip(prompts, unique, which)]
             factor, centre = calibration(scores, gold) / LOGIT, np.mean([s.mean() for s in scores])
-            for group in range(GROUPS):
-                curves = np.array([best_of(factor * (s - centre), g, ns) for s, g in list(zip(scores, gold))[group::GROUPS]]).mean(0)
-                result += [{"size": size, "prompts": count, "group": group, "n": n, "proxy": float(p), "gold": float(g), "pairs": checkpoint["results"]["pairs"],
-                            "accuracy": checkpoint["results"]["accuracy"], "factor": factor} for n, (p, g) in zip(ns, curves)]
+            curve = np.array([best_of(factor * (s - centre), g, ns) for s, g in zip(scores, gold)]).mean(0)
+            result += [{"size": size, "prompts": count, "n": n, "proxy": float(p), "gold": float(g), "pairs": checkpoint["results"]["pairs"],
+                        "accuracy": checkpoint["results"]["accuracy"], "factor": factor} for n, (p, g) in zip(ns, curve)]
     return result
 
 
@@ -146,6 +144,82 @@ def ppo_job(args, seed, size, count):
     return result
 
 
+# ---- fits and figure ----
+
+def basis(way, d):
+    """The two functions of d that Gao et al.'s form multiplies by α and by −β."""
+    return np.stack([d, d * d if way == "best of n" else d * np.log(np.maximum(d, 1e-9))], 1)
+
+
+def fit(way, d, gold):
+    """(α, β) by least squares."""
+    (alpha, minus_beta), *_ = np.linalg.lstsq(basis(way, d), gold, rcond=None)
+    return alpha, -minus_beta
+
+
+def turning(way, alpha, beta):
+    """The d at which the fitted form is highest; infinite if it never turns."""
+    if beta <= 0:
+        return math.inf
+    return alpha / (2 * beta) if way == "best of n" else math.exp(min(alpha / beta - 1, 50))
+
+
+def curves(bon, ppo):
+    """{(way, size, prompts): [(d, proxy, gold) of each seed]}, both scores 0 at d = 0."""
+    factor = {(r["size"], r["prompts"], r["seed"]): r["factor"] for r in bon}
+    found = {}
+    for (size, prompts, seed), f in factor.items():
+        rows = [r for r in bon if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
+        n, proxy, gold = (np.array([r[k] for r in rows]) for k in ("n", "proxy", "gold"))
+        found.setdefault(("best of n", size, prompts), []).append((np.sqrt(np.maximum(0, np.log(n) - (n - 1) / n)), proxy - proxy[0], gold - gold[0]))
+        rows = [r for r in ppo if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
+        kl, score, gold = (np.array([r[k] for r in rows]) for k in ("kl", "score", "gold"))
+        if len(rows):
+            found.setdefault(("PPO", size, prompts), []).append((np.sqrt(np.maximum(0, kl)), f * (score - score[0]), gold - gold[0]))
+    return found
+
+
+def draw(args, bon, ppo, sizes, counts):
+    found = curves(bon, ppo)
+    about = {(r["size"], r["prompts"]): [x for x in bon if (x["size"], x["prompts"]) == (r["size"], r["prompts"]) and x["n"] == 1] for r in bon}
+    fits = []
+    fig, axes = lib.figure(len(sizes), 2, size=(5, 3.6))
+    colors = ["#d55e00", "#e69f00", "#0072b2"]
+    for row, way in zip(axes, ["best of n", "PPO"]):
+        for ax, size in zip(row, sizes):
+            for color, count in zip(colors[-len(counts):], counts):
+                seeds = found.get((way, size, count), [])
+                if not seeds:
+                    continue
+                pairs = np.mean([r["pairs"] for r in about[size, count]])
+                each = [fit(way, d, gold) for d, _, gold in seeds]
+                (alpha, alpha_ci), (beta, beta_ci) = (lib.interval(v) for v in zip(*each))
+                turn, furthest = turning(way, alpha, beta), max(d.max() for d, *_ in seeds)
+                line = np.linspace(0, furthest, 200)
+                gold = basis(way, line) @ [alpha, -beta]
+                for d, proxy, g in seeds:
+                    ax.plot(d, g, ".", color=color, ms=4, alpha=0.6)
+                    ax.plot(d, proxy, "--", color=color, lw=0.8, alpha=0.6)
+                ax.plot(line, gold, color=color, label=f"{pairs:,.0f} pairs, accuracy {np.mean([r['accuracy'] for r in about[size, count]]):.0%}")
+                if turn < furthest:
+                    ax.plot(turn, basis(way, np.array([turn]))[0] @ [alpha, -beta], "*", color=color, ms=13, mec="black", mew=0.6)
+                fits.append({"way": way, "size": size, "prompts": int(count), "pairs": round(pairs), "seeds": len(seeds), "alpha": alpha, "alpha_ci": alpha_ci, "beta": beta, "beta_ci": beta_ci,
+                             "turn_d": turn, "turned": sum(turning(way, *ab) < d.max() for ab, (d, *_) in zip(each, seeds)), "furthest_d": furthest,
+                             "gold_best": max(np.mean([np.interp(x, d, g) for d, _, g in seeds]) for x in line), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
+            ax.axhline(0, color="black", lw=0.8)
+            ax.set_title(f"{way}, reward model of {'0.8' if size == 'tiny' else '0.03'} million parameters")
+            ax.set_xlabel("d = √KL to SFT, √nats an answer")
+            ax.set_ylabel("above SFT, in units of the gold score")
+            ax.legend(loc="upper left")
+    fig.suptitle("Solid, dots: gold score (fit, seeds). Dashed: what the reward model thinks. ★: the fit's turning point")
+    lib.finish(fig, lib.place(args, "overoptimise.png"))
+    with lib.replacing(lib.place(args, "overoptimise.csv")) as f:
+        f.write(",".join(fits[0]) + "\n" + "".join(",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()) + "\n" for r in fits))
+    for r in fits:
+        print(f"{r['way']:10s} {r['size']:6s}{r['pairs']:7,d} pairs: α {r['alpha']:.3f} ± {r['alpha_ci']:.3f}, β {r['beta']:.3f} ± {r['beta_ci']:.3f}, turns at d = {r['turn_d']:.2f} "
+              f"({r['turned']} of {r['seeds']} seeds turned by {r['furthest_d']:.1f}); at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}")
+
+
 def main():
     args = lib.arguments(__doc__, 3)
     counts = [8, PROMPTS[-1]] if args.quick else PROMPTS
@@ -153,6 +227,7 @@ def main():
     jobs = [((size, count, seed), lambda size=size, count=count, seed=seed: ppo_job(args, seed, size, count)) for seed in args.seeds for size in SIZES for count in reversed(counts)]
     ppo = lib.collect(args, lib.place(args, "overoptimise_ppo.csv"), jobs, ["size", "prompts", "seed"])
     bon = lib.collect(args, lib.place(args, "overoptimise_bon.csv"), [((seed,), lambda seed=seed: bon_job(args, seed, SIZES, counts, n_prompts, samples, ns)) for seed in args.seeds], ["seed"])
+    draw(args, bon, ppo, SIZES, counts)
 
 
 if __name__ == "__main__":
