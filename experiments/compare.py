@@ -66,7 +66,7 @@ def main():
     print()
     for metric, far, episodes in out:
         since, worst = episodes[np.abs(far) > wide][0], far[np.abs(far).argmax()]
-        print(f"{metric} is too {'high' if worst > 0 else 'low'}, since episode {since:,.0f}, by up to {abs(worst) / wide:.1f} times what luck explains: {MEANING[metric][worst < 0]}.")
+        print(f"{metric} is too {'high' if worst > 0 else 'low'}, since episode {since:,.0f}, by up to {abs(worst) / wide:.1f} times what luck explains: {MEANING[metric][int(worst < 0)]}.")
     print(f"{len(out)} of {judged} metrics are out." if out else f"All {judged} metrics lie where a healthy run's may.")
     print(f"(A healthy run is called unhealthy about once in {seeds + 1} times: the bands are as wide as the furthest of the {seeds} is from the others.)")
     if len(sys.argv) == 3:
