@@ -13,6 +13,7 @@ Scores are made comparable as Gao et al. do: both are 0 on average on SFT's answ
 the factor with which its differences, as logits, best predict (cross-entropy) labels that the truth would give; the unit
 is that of the gold score, on which a labeler prefers the better of two answers with probability σ(3.76 × difference).
 """
+import json
 import math
 import os
 
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from ppo import heldout_metrics
 from common import generator, pad, read_log
-from data import UserError, read_heldout
+from data import read_heldout, replacing
 from model import ScalarGPT
 from reward import sample_answers
 
@@ -97,27 +98,38 @@ def scores_of(model, prompt, answers, run):
         return torch.cat([model.score(tokens[i], lengths[i]) for i in torch.arange(len(tokens)).split(128)]).double().numpy()
 
 
-def bon_job(args, seed, sizes, counts, n_prompts, samples, ns):
-    """Best of n against each of a seed's reward models → rows."""
+def sampled(args, seed, n_prompts, samples, run):
+    """Held-out prompts and so many answers of a seed's SFT model to each (token lists), sampled once."""
+    rows, path = lib.heldout(run, n_prompts), lib.scratch(args, f"overoptimise/answers-{n_prompts}-{samples}-{seed}.json")
+    if not os.path.exists(path):
+        prompts = [run.vocab.prompt(r["prompt"]) for r in rows]
+        answers = sample_answers(lib.network(f"{lib.checkpoints(args, seed, 'sft')}/sft.pt"), prompts, run, samples, "best of n")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with replacing(path) as f:
+            json.dump(answers, f)
+    with open(path) as f:
+        return rows, json.load(f)
+
+
+def bon_job(args, seed, size, counts, n_prompts, samples, ns):
+    """Best of n against each of a seed's reward models of a size → rows."""
     run = lib.world()
     run.config.seed = seed
-    rows = lib.heldout(run, n_prompts)
+    rows, answers = sampled(args, seed, n_prompts, samples, run)
     prompts = [run.vocab.prompt(r["prompt"]) for r in rows]
-    answers = sample_answers(lib.network(f"{lib.checkpoints(args, seed, 'sft')}/sft.pt"), prompts, run, samples, "best of n")
     unique = [sorted({tuple(a) for a in found}) for found in answers]
     which = [[u.index(tuple(a)) for a in found] for u, found in zip(unique, answers)]
     gold = [np.array([run.judge.gold(r["prompt"], run.vocab.decode(u))["gold"] for u in us])[w] for r, us, w in zip(rows, unique, which)]
     result = []
-    for size in sizes:
-        for count in counts:
-            folder = reward_model(args, seed, size, count)
-            checkpoint = lib.common.load(f"{folder}/reward.pt")
-            model = lib.common.model_from(checkpoint, ScalarGPT)
-            scores = [scores_of(model, p, [list(u) for u in us], run)[w] for p, us, w in zip(prompts, unique, which)]
-            factor, centre = calibration(scores, gold) / LOGIT, np.mean([s.mean() for s in scores])
-            curve = np.array([best_of(factor * (s - centre), g, ns) for s, g in zip(scores, gold)]).mean(0)
-            result += [{"size": size, "prompts": count, "n": n, "proxy": float(p), "gold": float(g), "pairs": checkpoint["results"]["pairs"],
-                        "accuracy": checkpoint["results"]["accuracy"], "factor": factor} for n, (p, g) in zip(ns, curve)]
+    for count in counts:
+        folder = reward_model(args, seed, size, count)
+        checkpoint = lib.common.load(f"{folder}/reward.pt")
+        model = lib.common.model_from(checkpoint, ScalarGPT)
+        scores = [scores_of(model, p, [list(u) for u in us], run)[w] for p, us, w in zip(prompts, unique, which)]
+        factor, centre = calibration(scores, gold) / LOGIT, np.mean([s.mean() for s in scores])
+        curve = np.array([best_of(factor * (s - centre), g, ns) for s, g in zip(scores, gold)]).mean(0)
+        result += [{"prompts": count, "n": n, "proxy": float(p), "gold": float(g), "pairs": checkpoint["results"]["pairs"],
+                    "accuracy": checkpoint["results"]["accuracy"], "factor": factor} for n, (p, g) in zip(ns, curve)]
     return result
 
 
@@ -213,7 +225,7 @@ def draw(args, bon, ppo, sizes, counts):
             ax.legend(loc="upper left")
     fig.suptitle("Solid, dots: gold score (fit, seeds). Dashed: what the reward model thinks. ★: the fit's turning point")
     lib.finish(fig, lib.place(args, "overoptimise.png"))
-    with lib.replacing(lib.place(args, "overoptimise.csv")) as f:
+    with replacing(lib.place(args, "overoptimise.csv")) as f:
         f.write(",".join(fits[0]) + "\n" + "".join(",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()) + "\n" for r in fits))
     for r in fits:
         print(f"{r['way']:10s} {r['size']:6s}{r['pairs']:7,d} pairs: α {r['alpha']:.3f} ± {r['alpha_ci']:.3f}, β {r['beta']:.3f} ± {r['beta_ci']:.3f}, turns at d = {r['turn_d']:.2f} "
@@ -221,13 +233,15 @@ def draw(args, bon, ppo, sizes, counts):
 
 
 def main():
-    args = lib.arguments(__doc__, 3)
+    args = lib.arguments(__doc__, 3, ("--sizes", {"default": ",".join(SIZES), "help": "of the reward model"}))
     counts = [8, PROMPTS[-1]] if args.quick else PROMPTS
-    n_prompts, samples, ns = (10, 16, [1, 4, 16]) if args.quick else (200, SAMPLES, NS)
-    jobs = [((size, count, seed), lambda size=size, count=count, seed=seed: ppo_job(args, seed, size, count)) for seed in args.seeds for size in SIZES for count in reversed(counts)]
-    ppo = lib.collect(args, lib.place(args, "overoptimise_ppo.csv"), jobs, ["size", "prompts", "seed"])
-    bon = lib.collect(args, lib.place(args, "overoptimise_bon.csv"), [((seed,), lambda seed=seed: bon_job(args, seed, SIZES, counts, n_prompts, samples, ns)) for seed in args.seeds], ["seed"])
-    draw(args, bon, ppo, SIZES, counts)
+    n_prompts, samples, ns = (10, 16, [1, 4, 16]) if args.quick else (128, SAMPLES, NS)
+    for size in args.sizes.split(","):
+        jobs = [((size, count, seed), lambda size=size, count=count, seed=seed: ppo_job(args, seed, size, count)) for seed in args.seeds for count in counts]
+        ppo = lib.collect(args, lib.place(args, "overoptimise_ppo.csv"), jobs, ["size", "prompts", "seed"])
+        jobs = [((size, seed), lambda size=size, seed=seed: bon_job(args, seed, size, counts, n_prompts, samples, ns)) for seed in args.seeds]
+        bon = lib.collect(args, lib.place(args, "overoptimise_bon.csv"), jobs, ["size", "seed"])
+    draw(args, bon, ppo, [s for s in SIZES if any(r["size"] == s for r in bon)], counts)
 
 
 if __name__ == "__main__":
