@@ -79,7 +79,7 @@ def healthy(x, metric, wide):
     """Values of other runs (seeds, n) → lowest and highest (n,) of a healthy one, within what the metric can be."""
     spread = wide * np.maximum(x.std(0, ddof=1), METRICS[metric][1]) * (1 + 1 / len(x)) ** 0.5
     low, high = x.mean(0) - spread, x.mean(0) + spread
-    return low.clip(0) if x.min() >= 0 else low, high.clip(max=1) if metric in ("eval/gold", "response/eos_fraction", "val/explained_variance") else high
+    return low if "score" in metric else low.clip(0), high.clip(max=1) if metric in ("eval/gold", "response/eos_fraction", "val/explained_variance") else high
 
 
 def draw(bands, path, log=None, label=""):

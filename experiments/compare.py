@@ -28,7 +28,7 @@ MEANING = {
                             "updates are tiny: --lr too small, or gradients do not arrive"),
     "policy/clipfrac_avg": ("as policy/approxkl_avg", "as policy/approxkl_avg"),
     "val/ratio": ("the update's log-probabilities are not the rollout's: mask, padding, temperature, dropout (pytest -k first_minibatch)",
-                  "as above, or steps so large that the answers just sampled become unlikely"),
+                  "steps so large that the answers just sampled become unlikely, or the update's log-probabilities are not the rollout's"),
     "val/explained_variance": ("the critic knows more than usual: an easier reward, or fewer kinds of prompts", "the critic learns little: --critic_lr, not started from the reward model, or rewards on the wrong token (pytest -k \"gae or value\")"),
     "response/length": ("answers grow: the reward model likes length, or EOS is not learnt (pytest -k eos)", "answers shrink: short ones score better, or the score is before the end (pytest -k last)"),
     "response/eos_fraction": ("", "answers are cut off: no EOS among SFT's targets, or the score is not on the last token (pytest -k \"eos or last\")"),
@@ -64,7 +64,7 @@ def main():
     if not judged:
         raise UserError(f"{sys.argv[1]} ends before {b.BLOCK:,} episodes: there is nothing to compare yet")
     print()
-    for metric, far, episodes in out:
+    for metric, far, episodes in sorted(out, key=lambda o: -np.abs(o[1]).max()):
         since, worst = episodes[np.abs(far) > wide][0], far[np.abs(far).argmax()]
         print(f"{metric} is too {'high' if worst > 0 else 'low'}, since episode {since:,.0f}, by up to {abs(worst) / wide:.1f} times what luck explains: {MEANING[metric][int(worst < 0)]}.")
     print(f"{len(out)} of {judged} metrics are out." if out else f"All {judged} metrics lie where a healthy run's may.")
