@@ -4,8 +4,9 @@
     python experiments/beta.py              # β from 0 to 1 and an adaptive one, 3 seeds: beta.csv, beta.png, hacked.txt
     python experiments/beta.py --seeds=5
 
-Everything but β is as in the default run, whose own result (β = 0.1) is taken as it is. Each final policy answers 900
-held-out prompts once: reward-model score, gold score, KL to SFT and entropy (nats an answer), length.
+30 iterations, half of the default run's: its score and its KL hardly rise after them. What is measured is the policy
+itself and not the average of its weights, which lags behind by thirty iterations. Each answers 900 held-out prompts
+once: reward-model score, gold score, KL to SFT and entropy (nats an answer), length.
 
 hacked.txt is the lesson in reward hacking: answers of a policy that was trained without a KL penalty against a reward
 model of few comparisons (overoptimise.py's), beside SFT's, with what that reward model and the truth say of them.
@@ -18,9 +19,10 @@ from data import replacing
 from evaluate import text_of
 
 BETAS = [0, 0.03, 0.1, 0.3, 1]
+RUN = ["--iterations=30", "--ema=0"]
 TARGET = 2      # nats an answer, for the adaptive controller
-# Ziegler et al.'s controller changes β by at most 0.2 × episodes / 10,000 an iteration: over the 60 iterations here by a
-# factor of 1.36, too slowly to steer. With a horizon of 1,000 it can.
+# Ziegler et al.'s controller changes β by at most 0.2 × episodes / 10,000 an iteration: over 30 iterations by a
+# factor of 1.16, too slowly to steer. With a horizon of 1,000 it can.
 FASTER = "ppo.adapt_beta = lambda beta, kl, target, episodes, f=ppo.adapt_beta: f(beta, kl, target, episodes, 1_000)"
 
 
@@ -36,16 +38,11 @@ def main():
     run = lib.world()
 
     def job(seed, setting):
-        source = lib.checkpoints(args, seed, "ppo" if setting == 0.1 else "reward")
-        out = source
-        if setting == "sft":
-            out = None
-        elif setting != 0.1:
+        source, out = lib.checkpoints(args, seed), None
+        if setting != "sft":
             out = lib.variant(source, lib.scratch(args, f"beta/{setting}-{seed}"), "sft.pt", "reward.pt")
-            if setting == "adaptive":
-                lib.stage(args, "ppo", out, seed, f"--adaptive_kl={TARGET}", patch=FASTER)
-            else:
-                lib.stage(args, "ppo", out, seed, f"--beta={setting}")
+            flag = f"--adaptive_kl={TARGET}" if setting == "adaptive" else f"--beta={setting}"
+            lib.stage(args, "ppo", out, seed, *([] if args.quick else RUN), flag, patch=FASTER if setting == "adaptive" else "")
         return final(args, source, out, run)
 
     settings = ["sft", *BETAS, "adaptive"] if not args.quick else ["sft", 0, 0.1, "adaptive"]

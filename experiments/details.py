@@ -46,9 +46,8 @@ def main():
             return at(read_log(f"{source}/ppo.jsonl"), iterations)
         flags, patch = DETAILS[what]
         name = f"details/{''.join(c if c.isalnum() else '-' for c in what)}-{iterations}-{seed}"
-        whole = what == "no KL penalty" and iterations <= 60 and not args.quick      # the first iterations of beta.py's run
-        out = lib.variant(source, lib.scratch(args, f"beta/0-{seed}" if whole else name), "sft.pt", "reward.pt")
-        lib.stage(args, "ppo", out, seed, *([] if whole else [f"--iterations={iterations}"]), *flags, patch=patch.replace("{out}", out))
+        out = lib.variant(source, lib.scratch(args, name), "sft.pt", "reward.pt")
+        lib.stage(args, "ppo", out, seed, f"--iterations={iterations}", *flags, patch=patch.replace("{out}", out))
         return at(read_log(f"{out}/ppo.jsonl"), iterations)
 
     names = ["default", *DETAILS] if not args.quick else ["default", *list(DETAILS)[1:3], *list(DETAILS)[5:6], *list(DETAILS)[7:9]]      # those with a patch
