@@ -169,6 +169,12 @@ def fit(way, d, gold):
     return alpha, -minus_beta
 
 
+def misfit(way, d, gold):
+    """Root mean square of what the form leaves over."""
+    alpha, beta = fit(way, d, gold)
+    return np.mean((gold - basis(way, d) @ [alpha, -beta]) ** 2) ** 0.5
+
+
 def turning(way, alpha, beta):
     """The d at which the fitted form is highest; infinite if it never turns."""
     if beta <= 0:
@@ -217,6 +223,7 @@ def draw(args, bon, ppo, sizes, counts):
                     ax.plot(turn, basis(way, np.array([turn]))[0] @ [alpha, -beta], "*", color=color, ms=13, mec="black", mew=0.6)
                 fits.append({"way": way, "size": size, "prompts": int(count), "pairs": round(pairs), "seeds": len(seeds), "alpha": alpha, "alpha_ci": alpha_ci, "beta": beta, "beta_ci": beta_ci,
                              "turn_d": turn, "turned": sum(turning(way, *ab) < d.max() for ab, (d, *_) in zip(each, seeds)), "furthest_d": furthest,
+                             "rms": np.mean([misfit(way, d, g) for d, _, g in seeds]), "rms_other_form": np.mean([misfit({"PPO": "best of n", "best of n": "PPO"}[way], d, g) for d, _, g in seeds]),
                              "gold_best": max(np.mean([np.interp(x, d, g) for d, _, g in seeds]) for x in line), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
             ax.axhline(0, color="black", lw=0.8)
             ax.set_title(f"{way}, reward model of {'0.8' if size == 'tiny' else '0.03'} million parameters")
@@ -229,7 +236,7 @@ def draw(args, bon, ppo, sizes, counts):
         f.write(",".join(fits[0]) + "\n" + "".join(",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()) + "\n" for r in fits))
     for r in fits:
         print(f"{r['way']:10s} {r['size']:6s}{r['pairs']:7,d} pairs: α {r['alpha']:.3f} ± {r['alpha_ci']:.3f}, β {r['beta']:.3f} ± {r['beta_ci']:.3f}, turns at d = {r['turn_d']:.2f} "
-              f"({r['turned']} of {r['seeds']} seeds turned by {r['furthest_d']:.1f}); at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}")
+              f"({r['turned']} of {r['seeds']} seeds turned by {r['furthest_d']:.1f}), misfit {r['rms']:.3f} (the other form {r['rms_other_form']:.3f}); at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}")
 
 
 def main():
