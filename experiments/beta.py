@@ -46,7 +46,8 @@ def main():
         return final(args, source, out, run)
 
     settings = ["sft", *BETAS, "adaptive"] if not args.quick else ["sft", 0, 0.1, "adaptive"]
-    rows = lib.collect(args, lib.place(args, "beta.csv"), [((s, seed), lambda s=s, seed=seed: job(seed, s)) for seed in args.seeds for s in settings], ["setting", "seed"])
+    jobs = [((s, seed), lambda s=s, seed=seed: job(seed, s)) for s in sorted(settings, key=lambda s: s in (0.03, 0.3, "adaptive")) for seed in args.seeds]     # the ends first
+    rows = lib.collect(args, lib.place(args, "beta.csv"), jobs, ["setting", "seed"])
     draw(args, [r for r in rows if r["seed"] in args.seeds], settings)
     hacked(args, run)
 
