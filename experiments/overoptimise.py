@@ -224,7 +224,7 @@ def draw(args, bon, ppo, sizes, counts):
                 fits.append({"way": way, "size": size, "prompts": int(count), "pairs": round(pairs), "seeds": len(seeds), "alpha": alpha, "alpha_ci": alpha_ci, "beta": beta, "beta_ci": beta_ci,
                              "turn_d": turn, "turned": sum(turning(way, *ab) < d.max() for ab, (d, *_) in zip(each, seeds)), "furthest_d": furthest,
                              "rms": np.mean([misfit(way, d, g) for d, _, g in seeds]), "rms_other_form": np.mean([misfit({"PPO": "best of n", "best of n": "PPO"}[way], d, g) for d, _, g in seeds]),
-                             "gold_best": max(np.mean([np.interp(x, d, g) for d, _, g in seeds]) for x in line), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
+                             **dict(zip(("gold_best", "gold_best_ci"), lib.interval([g.max() for _, _, g in seeds]))), **dict(zip(("best_d", "best_d_ci"), lib.interval([d[g.argmax()] for d, _, g in seeds]))), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
             ax.axhline(0, color="black", lw=0.8)
             ax.set_title(f"{way}, reward model of {'0.8' if size == 'tiny' else '0.03'} million parameters")
             ax.set_xlabel("d = √KL to SFT, √nats an answer")
@@ -236,7 +236,8 @@ def draw(args, bon, ppo, sizes, counts):
         f.write(",".join(fits[0]) + "\n" + "".join(",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()) + "\n" for r in fits))
     for r in fits:
         print(f"{r['way']:10s} {r['size']:6s}{r['pairs']:7,d} pairs: α {r['alpha']:.3f} ± {r['alpha_ci']:.3f}, β {r['beta']:.3f} ± {r['beta_ci']:.3f}, turns at d = {r['turn_d']:.2f} "
-              f"({r['turned']} of {r['seeds']} seeds turned by {r['furthest_d']:.1f}), misfit {r['rms']:.3f} (the other form {r['rms_other_form']:.3f}); at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}")
+              f"({r['turned']} of {r['seeds']} seeds turned by {r['furthest_d']:.1f}), misfit {r['rms']:.3f} (the other form {r['rms_other_form']:.3f});"
+              f" measured best {r['gold_best']:+.3f} ± {r['gold_best_ci']:.3f} at d = {r['best_d']:.2f} ± {r['best_d_ci']:.2f}; at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}")
 
 
 def main():
@@ -244,10 +245,10 @@ def main():
     counts = [8, PROMPTS[-1]] if args.quick else PROMPTS
     n_prompts, samples, ns = (10, 16, [1, 4, 16]) if args.quick else (128, SAMPLES, NS)
     for size in args.sizes.split(","):
-        jobs = [((size, count, seed), lambda size=size, count=count, seed=seed: ppo_job(args, seed, size, count)) for seed in args.seeds for count in counts]
-        ppo = lib.collect(args, lib.place(args, "overoptimise_ppo.csv"), jobs, ["size", "prompts", "seed"])
         jobs = [((size, seed), lambda size=size, seed=seed: bon_job(args, seed, size, counts, n_prompts, samples, ns)) for seed in args.seeds]
         bon = lib.collect(args, lib.place(args, "overoptimise_bon.csv"), jobs, ["size", "seed"])
+        jobs = [((size, count, seed), lambda size=size, count=count, seed=seed: ppo_job(args, seed, size, count)) for seed in args.seeds for count in counts]
+        ppo = lib.collect(args, lib.place(args, "overoptimise_ppo.csv"), jobs, ["size", "prompts", "seed"])
     draw(args, bon, ppo, [s for s in SIZES if any(r["size"] == s for r in bon)], counts)
 
 
