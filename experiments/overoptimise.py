@@ -201,10 +201,10 @@ def draw(args, bon, ppo, sizes, counts):
     found = curves(bon, ppo)
     about = {(r["size"], r["prompts"]): [x for x in bon if (x["size"], x["prompts"]) == (r["size"], r["prompts"]) and x["n"] == 1] for r in bon}
     fits = []
-    fig, axes = lib.figure(len(sizes), 2, size=(5, 3.6))
+    fig, axes = lib.figure(2, len(sizes), size=(5, 3.6))
     colors = ["#d55e00", "#e69f00", "#0072b2"]
-    for row, way in zip(axes, ["best of n", "PPO"]):
-        for ax, size in zip(row, sizes):
+    for column, way in zip(axes.T, ["best of n", "PPO"]):
+        for ax, size in zip(column, sizes):
             for color, count in zip(colors[-len(counts):], counts):
                 seeds = found.get((way, size, count), [])
                 if not seeds:
@@ -213,7 +213,7 @@ def draw(args, bon, ppo, sizes, counts):
                 each = [fit(way, d, gold) for d, _, gold in seeds]
                 (alpha, alpha_ci), (beta, beta_ci) = (lib.interval(v) for v in zip(*each))
                 turn, furthest = turning(way, alpha, beta), max(d.max() for d, *_ in seeds)
-                line = np.linspace(0, furthest, 200)
+                line = np.linspace(0, np.median([d.max() for d, *_ in seeds]), 200)
                 gold = basis(way, line) @ [alpha, -beta]
                 for d, proxy, g in seeds:
                     ax.plot(d, g, ".", color=color, ms=4, alpha=0.6)
@@ -226,11 +226,11 @@ def draw(args, bon, ppo, sizes, counts):
                              "rms": np.mean([misfit(way, d, g) for d, _, g in seeds]), "rms_other_form": np.mean([misfit({"PPO": "best of n", "best of n": "PPO"}[way], d, g) for d, _, g in seeds]),
                              **dict(zip(("gold_best", "gold_best_ci"), lib.interval([g.max() for _, _, g in seeds]))), **dict(zip(("best_d", "best_d_ci"), lib.interval([d[g.argmax()] for d, _, g in seeds]))), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
             ax.axhline(0, color="black", lw=0.8)
-            ax.set_title(f"{way}, reward model of {'0.8' if size == 'tiny' else '0.03'} million parameters")
+            ax.set_title(f"{way}{', β = 0' if way == 'PPO' else ''}; reward model of {'0.8' if size == 'tiny' else '0.03'}M parameters")
             ax.set_xlabel("d = √KL to SFT, √nats an answer")
             ax.set_ylabel("above SFT, in units of the gold score")
-            ax.legend(loc="upper left")
-    fig.suptitle("Solid, dots: gold score (fit, seeds). Dashed: what the reward model thinks. ★: the fit's turning point")
+            ax.legend(loc="lower left", title="reward model trained on", title_fontsize=8)
+    fig.suptitle("The reward model's score (dashed) rises on where the truth (solid: fit, dots: seeds) turns (★)\nMore comparisons: a higher turning point, further out")
     lib.finish(fig, lib.place(args, "overoptimise.png"))
     with replacing(lib.place(args, "overoptimise.csv")) as f:
         f.write(",".join(fits[0]) + "\n" + "".join(",".join(f"{v:.4g}" if isinstance(v, float) else str(v) for v in r.values()) + "\n" for r in fits))
