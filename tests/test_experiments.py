@@ -1,0 +1,93 @@
+"""experiments/: the arithmetic behind the figures, and what says whether a run is healthy."""
+import itertools
+import json
+import os
+import sys
+import types
+
+import numpy as np
+import pytest
+from conftest import ROOT, run_main
+
+sys.path.insert(0, os.path.join(ROOT, "experiments"))
+import bands  # noqa: E402
+import lib  # noqa: E402
+import overoptimise  # noqa: E402
+
+
+def test_best_of_n_is_the_mean_over_all_subsets():
+    scores, gold = np.array([0.3, -1.0, 2.0, 2.0, 0.5, 0.3]), np.array([1.0, 0.0, 0.2, 0.8, 0.6, 0.0])
+    for n, (proxy, truth) in zip((1, 2, 3, 6), overoptimise.best_of(scores, gold, (1, 2, 3, 6))):
+        subsets = [list(s) for s in itertools.combinations(range(6), n)]
+        best = [scores[s].max() for s in subsets]
+        tied = [np.mean(gold[scores == b]) for b in best]       # which of two equal answers is taken is a matter of chance
+        assert proxy == pytest.approx(np.mean(best)), "the proxy of best of n is not its mean over all subsets of n"
+        assert truth == pytest.approx(np.mean(tied)), "the gold score of best of n is not that of the answer the proxy picks"
+
+
+@pytest.mark.parametrize("way", ["best of n", "PPO"])
+def test_a_fit_finds_the_curve_it_was_made_from(way):
+    d = np.linspace(0, 3, 40)
+    gold = 0.5 * d - 0.2 * d * (d if way == "best of n" else np.log(np.maximum(d, 1e-9)))
+    alpha, beta = overoptimise.fit(way, d, gold)
+    assert (alpha, beta) == pytest.approx((0.5, 0.2))
+    fine = np.linspace(0.01, 10, 100_000)
+    highest = fine[(overoptimise.basis(way, fine) @ [alpha, -beta]).argmax()]
+    assert overoptimise.turning(way, alpha, beta) == pytest.approx(highest, abs=1e-3), "the turning point is not where the curve is highest"
+    assert overoptimise.turning(way, 0.5, -0.1) == float("inf"), "a curve that never turns was given a turning point"
+
+
+def test_a_reward_model_in_other_units_is_brought_to_those_of_the_truth():
+    rng = np.random.default_rng(1)
+    gold = [rng.random(50) for _ in range(40)]
+    factor = overoptimise.calibration([5 * g + 3 for g in gold], gold)
+    assert factor * 5 == pytest.approx(overoptimise.LOGIT, rel=0.05), "the truth itself, times 5, is not scaled back to a labeler's logits"
+
+
+def test_a_row_that_is_there_is_not_run_again(tmp_path):
+    path, ran = str(tmp_path / "x.csv"), []
+
+    def job(seed):
+        if seed == 3 and len(ran) < 3:
+            ran.append(seed)
+            raise RuntimeError("cut off")
+        ran.append(seed)
+        return {"gold": seed / 2}
+    jobs = [((0.1, seed), lambda seed=seed: job(seed)) for seed in (1, 2, 3)]
+    args = types.SimpleNamespace(jobs=1)
+    with pytest.raises(SystemExit):
+        lib.collect(args, path, jobs, ["beta", "seed"])
+    rows = lib.collect(args, path, jobs, ["beta", "seed"])
+    assert ran == [1, 2, 3, 3], "a job that had its row was run again, or one without was not"
+    assert [(r["beta"], r["seed"], r["gold"]) for r in rows] == [(0.1, 1, 0.5), (0.1, 2, 1.0), (0.1, 3, 1.5)]
+
+
+def test_interval_is_student_s():
+    assert lib.interval([1, 2, 3]) == pytest.approx((2, 4.303 / 3 ** 0.5), rel=1e-3), "of three seeds: 4.303 standard errors, not 1.96"
+
+
+def log_of_seed(seed, change=None):
+    """A log whose blocks are those of one of the ten seeds."""
+    rows = {}
+    for metric, (episodes, x) in bands.read().items():
+        for e, value in zip(episodes, x[seed]):
+            rows.setdefault(e, {"step": int(e // 256) - 1, "episode": int(e)})[metric] = value * (change or {}).get(metric, 1)
+    return [rows[e] for e in sorted(rows)]
+
+
+def test_a_healthy_run_is_in_the_bands_and_a_broken_one_is_not(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.join(ROOT, "experiments"))
+    for name, change in (("healthy", None), ("broken", {"objective/kl": 3, "eval/gold": 0.7})):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in log_of_seed(3, change)))
+        run_main("compare", str(path))
+    healthy, broken = capsys.readouterr().out.split(f"{tmp_path}/broken")
+    assert "OUT" not in healthy and "All 13 metrics" in healthy, "one of the ten healthy runs is called unhealthy"
+    assert "objective/kl is too high" in broken and "eval/gold is too low" in broken and "2 of 13 metrics are out" in broken, broken
+    assert "the policy runs away from SFT" in broken and "over-optimisation" in broken, "the reason given is that of the other direction"
+
+
+def test_bands_say_how_often_they_are_wrong():
+    assert bands.false_alarms(bands.read()) <= 1, "a healthy run is called unhealthy more often than one in ten"
+    x = bands.read()["objective/kl"][1][:, 1:]
+    assert abs(bands.distance(x.mean(0) + x.std(0, ddof=1) * 1.1 ** 0.5, x, "objective/kl") - 1).max() < 1e-6, "the spread is not that of one more run"
