@@ -24,7 +24,7 @@ from ppo import heldout_metrics
 from common import generator, pad, read_log
 from data import read_heldout, replacing
 from model import ScalarGPT
-from reward import sample_answers
+from comparisons import sample_answers
 
 SIZES = ["tiny", "small"]
 PROMPTS = [600, 2700, 12000]        # with comparisons of four answers each, 4.1 pairs a prompt
