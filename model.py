@@ -38,9 +38,9 @@ class GPTConfig:
 # et al. 2020, table 2.1 (its 13B has 40 heads of 128, so a width of 5120 where the table prints 5140).
 SIZES = {
     "smoke":     (2, 2, 32, 128),
+    "nano":      (1, 2, 24, 128),
     "micro":     (2, 4, 48, 128),
     "tiny":      (4, 4, 128, 128),
-    "mini":      (8, 8, 256, 128),
     "gpt1":      (12, 12, 768, 512),
     "gpt2":      (12, 12, 768, 1024),
     "gpt2-medium": (24, 16, 1024, 1024),
