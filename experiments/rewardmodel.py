@@ -83,7 +83,7 @@ def job(args, run, setting, seed):
 def calibration(args, run, seed):
     """Margins of the default reward model on held-out pairs → rows by tenth of the probability σ(margin) that it gives to the pair's first answer."""
     _, heldout = comparisons(args, run, seed, 4)
-    model = model_from(load(f"{lib.checkpoints(args, seed)}/reward.pt"), ScalarGPT)
+    model = lib.network(f"{lib.checkpoints(args, seed)}/reward.pt")
     p, won = [], []
     with torch.no_grad():
         for start in range(0, len(heldout), 64):
