@@ -56,6 +56,17 @@ def marks(run, model, rows, how=None):
 
 # ---- checkpoints ----
 
+# run before ppo.main(): the norm of the policy's gradient before clipping, at every step, a line of OUT/norms.txt
+NORMS = """
+step, out = ppo.update, [a for a in sys.argv if a.startswith("--out=")][-1][6:]
+def update(model, *more):
+    norm = step(model, *more)
+    if not hasattr(model, "head"):
+        print(norm, file=open(out + "/norms.txt", "a"))
+    return norm
+ppo.update = update"""
+
+
 def rates(size, **defaults):
     """Flags of learning rates, in proportion to 1 / width."""
     return [f"--{name}={value * 128 / SIZES[size][2]:.4g}" for name, value in defaults.items()]
@@ -85,8 +96,8 @@ def tuned(args, size, seed, model):
         return f"{out}/sft.pt"
     if model == "ppo":
         out = lib.variant(out, lib.scratch(args, f"no-ptx/{size}-{seed}"), "sft.pt", "reward.pt")
-        ppo_flags = [*ppo_flags, "--ptx_coef=0"]
-    if model == "ppo" or flags:
+        lib.stage(args, "ppo", out, seed, *flags, *ppo_flags, "--ptx_coef=0", patch=NORMS)
+    elif flags:
         lib.stage(args, "ppo", out, seed, *flags, *ppo_flags)
     return f"{out}/ppo.pt"
 

@@ -9,6 +9,7 @@ sum over a window's 127 predicted tokens is 3,531 times the mean. Both are run, 
 too. PPO starts from SFT with pretraining text in its batches, as the paper's and this project's default does, and from
 SFT without any, so that there is more tax to win back. The reward model of a seed is the same for all its runs.
 
+grad_norm is the mean norm of the policy's gradient before it is clipped to 1: what γ does to the balance of the two gradients.
 Measured on the final model (EMA): loss on held-out pretraining text; facts by cloze, facts after two examples on a page
 of questions; a mapping shown eight times in the prompt (abilities.py has the questions); gold score and KL on 900 held-out prompts.
 """
@@ -18,6 +19,7 @@ import random
 
 import lib
 from abilities import ask_and_answer, chosen, completed, mapping, of_kind
+from figure1 import NORMS, tuned
 
 from common import document_starts, load, read_log, save, text_loss
 from data import read_jsonl, read_tokens
@@ -29,7 +31,7 @@ SUM = 27.8 * 127        # 27.8 on the sum over a window's predicted tokens, as a
 SETTINGS = {"SFT": ("mixed", None, True), "γ = 0": ("mixed", 0, True), "γ = 1": ("mixed", 1, True), "γ = 27.8": ("mixed", 27.8, True), "γ = 27.8, sum": ("mixed", SUM, True),
             "γ = 27.8, sum, unclipped": ("mixed", SUM, False),
             "plain SFT": ("plain", None, True), "plain, γ = 0": ("plain", 0, True), "plain, γ = 1": ("plain", 1, True), "plain, γ = 27.8": ("plain", 27.8, True)}
-UNCLIPPED = "ppo.update = lambda model, optimizer, lr, update=ppo.update: update(model, optimizer, lr, float('inf'))"
+UNCLIPPED = "\nppo.update = lambda model, optimizer, lr, update=ppo.update: update(model, optimizer, lr, float('inf'))"
 
 
 def folder_of_run(args, setting, seed):
@@ -38,6 +40,8 @@ def folder_of_run(args, setting, seed):
     source = lib.checkpoints(args, seed, "ppo" if setting == "γ = 1" else "reward")
     if setting == "γ = 1":
         return source, "ppo"
+    if setting == "γ = 0":
+        return os.path.dirname(tuned(args, "tiny", seed, "ppo")), "ppo"
     if start == "plain":
         plain = lib.scratch(args, f"tax/plain-{seed}")
         with lock_of(plain):
@@ -47,9 +51,9 @@ def folder_of_run(args, setting, seed):
         source = plain
     if gamma is None:
         return source, "sft"
-    out = lib.scratch(args, f"no-ptx/tiny-{seed}" if setting == "γ = 0" else f"tax/{start}-{gamma:g}{'' if clipped else '-unclipped'}-{seed}")     # figure1.py's, too
+    out = lib.scratch(args, f"tax/{start}-{gamma:g}{'' if clipped else '-unclipped'}-{seed}")
     lib.variant(source, out, "sft.pt", "reward.pt")
-    lib.stage(args, "ppo", out, seed, f"--ptx_coef={gamma:.6g}", patch="" if clipped else UNCLIPPED)
+    lib.stage(args, "ppo", out, seed, f"--ptx_coef={gamma:.6g}", patch=NORMS if clipped else NORMS + UNCLIPPED)
     return out, "ppo"
 
 
@@ -83,21 +87,22 @@ def main():
 
     def job(setting, seed):
         if setting == "base":
-            return {**measured(args, run, lib.network(lib.base_of(args)), None, None), "kl_highest": math.nan, "ptx_highest": math.nan}
+            return {**measured(args, run, lib.network(lib.base_of(args)), None, None), "kl_highest": math.nan, "grad_norm": math.nan}
         out, name = folder_of_run(args, setting, seed)
         source = lib.scratch(args, f"tax/plain-{seed}") if SETTINGS[setting][0] == "plain" else lib.checkpoints(args, seed)
         log = read_log(f"{out}/ppo.jsonl") if name == "ppo" else []
+        norms = [float(x) for x in open(f"{out}/norms.txt")] if os.path.exists(f"{out}/norms.txt") else [math.nan]
         return {**measured(args, run, lib.network(f"{out}/{name}.pt"), source, lib.network(f"{source}/reward.pt")),
-                "kl_highest": max((x["objective/kl"] for x in log), default=math.nan), "ptx_highest": max((x["loss/ptx_avg"] for x in log), default=math.nan)}
+                "kl_highest": max((x["objective/kl"] for x in log), default=math.nan), "grad_norm": float(np.mean(norms))}
     settings = [s for s in SETTINGS if not args.quick or s in ("SFT", "γ = 0", "γ = 1", "plain SFT", "plain, γ = 1")]
     lib.checkpoints(args, 1)
     keys = [("base", 1)] + [(s, seed) for seed in args.seeds for s in settings]
     rows = lib.collect(args, lib.place(args, "tax.csv"), [(k, lambda k=k: job(*k)) for k in keys], ["setting", "seed"])
     columns = {"pretrain_loss": "loss on held-out pretraining text,\nnats a token", "facts_few_shot": "facts right, asked after\ntwo examples", "mapping": "mapping in context right\n(8 examples)", "gold": "gold score"}
     names = ["base", *settings]
-    print(f"{'':26s}" + "".join(f"{c:>22s}" for c in (*columns, "facts", "kl", "kl_highest", "ptx_highest")))
+    print(f"{'':26s}" + "".join(f"{c:>22s}" for c in (*columns, "facts", "kl", "kl_highest", "grad_norm")))
     for name in names:
-        print(f"{name:26s}" + "".join("{:14.3f} ±{:6.3f}".format(*lib.interval([r[c] for r in rows if r["setting"] == name])) for c in (*columns, "facts", "kl", "kl_highest", "ptx_highest")))
+        print(f"{name:26s}" + "".join("{:14.3f} ±{:6.3f}".format(*lib.interval([r[c] for r in rows if r["setting"] == name])) for c in (*columns, "facts", "kl", "kl_highest", "grad_norm")))
     fig, axes = lib.figure(len(columns), size=(3.1, 3.6))
     colours = ["#000000" if s == "base" else "#d55e00" if s.startswith("plain") else "#0072b2" for s in names]
     for ax, (column, label) in zip(axes[0], columns.items()):
