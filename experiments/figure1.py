@@ -83,17 +83,17 @@ def base(args, size, seed=1337):
 
 
 def tuned(args, size, seed, model):
-    """The path of an SFT, PPO or PPO-ptx model; made if it is missing."""
+    """The path of an SFT, reward, PPO or PPO-ptx model; made if it is missing."""
     if size == "tiny" or args.quick:
-        out = lib.checkpoints(args, seed, "reward" if model == "ppo" else "sft" if model == "sft" else "ppo")
+        out = lib.checkpoints(args, seed, {"ppo": "reward", "ppo-ptx": "ppo"}.get(model, model))
         flags, ppo_flags = [], []
     else:
         out, flags, ppo_flags = f"out/sizes/{size}/seed-{seed}", [f"--size={size}", f"--base={base(args, size)}"], rates(size, lr=2e-4, critic_lr=5e-4)
         lib.stage(args, "sft", out, seed, *flags, *rates(size, lr=1e-3))
         if model != "sft":
             lib.stage(args, "reward", out, seed, *flags, *rates(size, lr=6e-4))
-    if model == "sft":
-        return f"{out}/sft.pt"
+    if model in ("sft", "reward"):
+        return f"{out}/{model}.pt"
     if model == "ppo":
         out = lib.variant(out, lib.scratch(args, f"no-ptx/{size}-{seed}"), "sft.pt", "reward.pt")
         lib.stage(args, "ppo", out, seed, *flags, *ppo_flags, "--ptx_coef=0", patch=NORMS)

@@ -6,7 +6,8 @@ The alignment tax, and what pretraining gradients in PPO (ptx) win back, against
 
 γ multiplies the mean loss of a pretraining token here. The paper prints 27.8 and does not say of what; 27.8 times the
 sum over a window's 127 predicted tokens is 3,531 times the mean. Both are run, and the second without gradient clipping
-too. PPO starts from SFT with pretraining text in its batches, as the paper's and this project's default does, and from
+too. The model is the micro one of figure1.py, 57 thousand parameters, whose runs with γ = 0 and 1 are its too: tiny has
+abilities to spare, it completes every fact before and after. PPO starts from SFT with pretraining text in its batches, as the paper's and this project's default does, and from
 SFT without any, so that there is more tax to win back. The reward model of a seed is the same for all its runs.
 
 grad_norm is the mean norm of the policy's gradient before it is clipped to 1: what γ does to the balance of the two gradients.
@@ -19,13 +20,14 @@ import random
 
 import lib
 from abilities import ask_and_answer, chosen, completed, mapping, of_kind
-from figure1 import NORMS, tuned
+from figure1 import NORMS, base, rates, tuned
 
 from common import document_starts, load, read_log, save, text_loss
 from data import read_jsonl, read_tokens
 
 import numpy as np
 
+SIZE = "micro"
 SUM = 27.8 * 127        # 27.8 on the sum over a window's predicted tokens, as a weight of their mean
 # what a run is called: (SFT that it starts from, γ on the mean loss of a token or None for the SFT itself, gradients clipped)
 SETTINGS = {"SFT": ("mixed", None, True), "γ = 0": ("mixed", 0, True), "γ = 1": ("mixed", 1, True), "γ = 27.8": ("mixed", 27.8, True), "γ = 27.8, sum": ("mixed", SUM, True),
@@ -37,32 +39,25 @@ UNCLIPPED = "\nppo.update = lambda model, optimizer, lr, update=ppo.update: upda
 def folder_of_run(args, setting, seed):
     """The folder in which this setting's model is, and its name; made if it is missing."""
     start, gamma, clipped = SETTINGS[setting]
-    source = lib.checkpoints(args, seed, "ppo" if setting == "γ = 1" else "reward")
-    if setting == "γ = 1":
+    source, flags = os.path.dirname(tuned(args, SIZE, seed, "ppo-ptx" if gamma == 1 and start == "mixed" else "ppo" if gamma == 0 and start == "mixed" else "reward")), flags_of(args)
+    if start == "mixed" and gamma in (0, 1):
         return source, "ppo"
-    if setting == "γ = 0":
-        return os.path.dirname(tuned(args, "tiny", seed, "ppo")), "ppo"
     if start == "plain":
         plain = lib.scratch(args, f"tax/plain-{seed}")
-        with lock_of(plain):
-            lib.stage(args, "sft", plain, seed, "--pretrain_mix=0")
+        with lib.lock:
+            lib.stage(args, "sft", plain, seed, *flags, "--pretrain_mix=0", *([] if args.quick else rates(SIZE, lr=1e-3)))
             if not os.path.exists(f"{plain}/reward.pt"):
                 save(f"{plain}/reward.pt", {**load(f"{source}/reward.pt"), "parents": {}})     # it was trained on answers of the other SFT
         source = plain
     if gamma is None:
         return source, "sft"
-    out = lib.scratch(args, f"tax/{start}-{gamma:g}{'' if clipped else '-unclipped'}-{seed}")
-    lib.variant(source, out, "sft.pt", "reward.pt")
-    lib.stage(args, "ppo", out, seed, f"--ptx_coef={gamma:.6g}", patch=NORMS if clipped else NORMS + UNCLIPPED)
+    out = lib.variant(source, lib.scratch(args, f"tax/{start}-{gamma:g}{'' if clipped else '-unclipped'}-{seed}"), "sft.pt", "reward.pt")
+    lib.stage(args, "ppo", out, seed, *flags, *([] if args.quick else rates(SIZE, lr=2e-4, critic_lr=5e-4)), f"--ptx_coef={gamma:.6g}", patch=NORMS if clipped else NORMS + UNCLIPPED)
     return out, "ppo"
 
 
-locks = {}
-
-
-def lock_of(path):
-    import threading
-    return locks.setdefault(path, threading.Lock())
+def flags_of(args):
+    return [] if args.quick else [f"--size={SIZE}", f"--base={base(args, SIZE)}"]
 
 
 def measured(args, run, model, source, reward_model):
@@ -87,15 +82,15 @@ def main():
 
     def job(setting, seed):
         if setting == "base":
-            return {**measured(args, run, lib.network(lib.base_of(args)), None, None), "kl_highest": math.nan, "grad_norm": math.nan}
+            return {**measured(args, run, lib.network(base(args, SIZE)), None, None), "kl_highest": math.nan, "grad_norm": math.nan}
         out, name = folder_of_run(args, setting, seed)
-        source = lib.scratch(args, f"tax/plain-{seed}") if SETTINGS[setting][0] == "plain" else lib.checkpoints(args, seed)
+        source = lib.scratch(args, f"tax/plain-{seed}") if SETTINGS[setting][0] == "plain" else os.path.dirname(tuned(args, SIZE, seed, "reward"))
         log = read_log(f"{out}/ppo.jsonl") if name == "ppo" else []
         norms = [float(x) for x in open(f"{out}/norms.txt")] if os.path.exists(f"{out}/norms.txt") else [math.nan]
         return {**measured(args, run, lib.network(f"{out}/{name}.pt"), source, lib.network(f"{source}/reward.pt")),
                 "kl_highest": max((x["objective/kl"] for x in log), default=math.nan), "grad_norm": float(np.mean(norms))}
     settings = [s for s in SETTINGS if not args.quick or s in ("SFT", "γ = 0", "γ = 1", "plain SFT", "plain, γ = 1")]
-    lib.checkpoints(args, 1)
+    base(args, SIZE)
     keys = [("base", 1)] + [(s, seed) for seed in args.seeds for s in settings]
     rows = lib.collect(args, lib.place(args, "tax.csv"), [(k, lambda k=k: job(*k)) for k in keys], ["setting", "seed"])
     columns = {"pretrain_loss": "loss on held-out pretraining text,\nnats a token", "facts_few_shot": "facts right, asked after\ntwo examples", "mapping": "mapping in context right\n(8 examples)", "gold": "gold score"}
