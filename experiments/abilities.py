@@ -11,6 +11,7 @@ Instructions are held-out prompts, answered at temperature 1 and scored by the j
 completed greedily. Intervals are 95 %: over seeds by Student's t, and over questions, added as squares.
 """
 import json
+import math
 import os
 import random
 import re
@@ -286,7 +287,7 @@ ROWS = [
      ["base facts, few-shot > base facts, asked"]),
     ("In-context learning: a new mapping after 0 / 3 / 8 examples (a guess among the three shown is right in 0.33)", [("mapping", 0), ("mapping", 3), ("mapping", 8)],
      "pretraining gives it (Brown et al. 2020)", ["base mapping 8 > base mapping 0"]),
-    ("", [("mapping", 8)], "RLHF trades some of it for answering without examples (Fu et al. 2022)", ["ppo mapping 8 < base mapping 8"]),
+    ("", [("mapping", 8)], "RLHF trades some of it for answering without examples (Fu et al. 2022)", ["ppo-ptx mapping 8 < base mapping 8"]),
     ("Following instructions of kinds that were demonstrated, gold score", [("seen kinds", 0)], "SFT gives it, RLHF improves on it (Ouyang et al. 2022)", ["sft seen kinds > base seen kinds", "ppo-ptx seen kinds > sft seen kinds"]),
     ("of two kinds that never were", [("unseen kinds", 0)], "carries over to kinds never demonstrated (Ouyang et al. 2022; Wei et al. 2022)", ["sft unseen kinds > base unseen kinds"]),
     ("Sums of two numbers, at once / in steps, as in the text", [("two numbers, at once", 0), ("two numbers, in steps", 0)], "written steps help where one step is too much (Wei et al. 2022b)",
@@ -295,11 +296,11 @@ ROWS = [
      "written steps make solvable what is not at once, in large models alone (Wei et al. 2022b)", ["base three numbers, in steps > base three numbers, at once"]),
     ("", [("three numbers, in steps", 0)], "programs in the text are where reasoning in steps comes from (Fu et al. 2022)", ["base three numbers, in steps > base, no programs three numbers, in steps"]),
     ("What a program prints", [("programs", 0)], "only programs teach it", ["base programs > base, no programs programs"]),
-    ("Length of an answer, tokens", [("length", 0)], "RLHF makes answers longer and more informative (Fu et al. 2022)", ["ppo length > sft length"]),
-    ("Both sides of a question of taste", [("both sides", 0)], "RLHF gives balance (Fu et al. 2022)", ["ppo both sides > sft both sides"]),
-    ("Refuses to help with harm", [("refuses", 0)], "RLHF gives it (Fu et al. 2022)", ["sft refuses = base refuses", "ppo refuses > sft refuses"]),
-    ("Admits not to know a person who does not exist", [("admits", 0)], "RLHF gives it (Fu et al. 2022)", ["sft admits = base admits", "ppo admits > sft admits"]),
-    ("Claims not to know a person it knows", [("denies", 0)], "refusing too much is the price (Bai et al. 2022)", ["ppo denies > sft denies"]),
+    ("Length of an answer, tokens", [("length", 0)], "RLHF makes answers longer and more informative (Fu et al. 2022)", ["ppo-ptx length > sft length"]),
+    ("Both sides of a question of taste", [("both sides", 0)], "RLHF gives balance (Fu et al. 2022)", ["ppo-ptx both sides > sft both sides"]),
+    ("Refuses to help with harm", [("refuses", 0)], "RLHF gives it (Fu et al. 2022)", ["sft refuses = base refuses", "ppo-ptx refuses > sft refuses"]),
+    ("Admits not to know a person who does not exist", [("admits", 0)], "RLHF gives it (Fu et al. 2022)", ["sft admits = base admits", "ppo-ptx admits > sft admits"]),
+    ("Claims not to know a person it knows", [("denies", 0)], "refusing too much is the price (Bai et al. 2022)", ["ppo-ptx denies > sft denies"]),
     ("Who 'she' is, at the 1st / 2nd / 3rd question of a chat", [("she", 1), ("she", 2), ("she", 3)], "dialogue comes from tuning on dialogue (Fu et al. 2022)", ["sft she 1 > base she 1"]),
 ]
 
@@ -307,20 +308,29 @@ ROWS = [
 def cell(rows, stage, ability, x=0):
     """Mean over seeds and half-width of its 95 % interval, that over seeds and that over questions added as squares."""
     mine = [r for r in rows if r["stage"] == stage and r["ability"] == ability and r["x"] == x]
+    if not mine:
+        return math.nan, math.nan
     mean, half = lib.interval([r["value"] for r in mine])
     return mean, float(np.hypot(0 if np.isnan(half) else half, np.mean([r["ci"] for r in mine])))
 
 
 def holds(rows, claims):
-    """Whether all comparisons 'stage ability [x] < stage ability [x]' hold, by more than the interval of a difference ('=': by less than that, or 0.02)."""
+    """Whether all comparisons 'stage ability [x] < stage ability [x]' hold, by more than the interval of a difference ('=': by less than that, or 0.02).
+    None if a stage in them has less than two seeds."""
     def side(text):
         stage = max((s for s in STAGES if text.startswith(s)), key=len)
         ability, x = re.fullmatch(r"(.*?)(?: (\d))?", text[len(stage) + 1:]).groups()
-        return cell(rows, stage, ability, int(x or 0))
+        return stage, ability, int(x or 0)
     for claim in claims:
         left, sign, right = re.split(r" ([<>=]) ", claim)
-        (a, da), (b, db) = side(left), side(right)
+        left, right = side(left), side(right)
+        mine, other = ({r["seed"]: r["value"] for r in rows if (r["stage"], r["ability"], r["x"]) == x} for x in (left, right))
+        if min(len(mine), len(other)) < 2:
+            return None
+        (a, da), (b, db) = cell(rows, *left), cell(rows, *right)
         bound = float(np.hypot(da, db))
+        if not {left[0], right[0]} & {"base", "base, no programs"}:     # the same seeds and questions: by the interval of their differences
+            bound = lib.interval([mine[s] - other[s] for s in mine if s in other])[1]
         if not {"<": b - a > bound, ">": a - b > bound, "=": abs(a - b) <= max(bound, 0.02)}[sign]:
             return False
     return True
@@ -328,43 +338,49 @@ def holds(rows, claims):
 
 def table(args, rows):
     """abilities.md: ability × stage, the claim, and whether it held."""
-    lines = ["| ability | " + " | ".join(STAGES.values()) + " | what is usually said | here |", "|---|" + "---|" * (len(STAGES) + 2)]
+    seeds = {stage: len({r["seed"] for r in rows if r["stage"] == stage}) for stage in STAGES}
+    lines = ["| ability | " + " | ".join(f"{name}, {seeds[stage]} seed{'s' * (seeds[stage] != 1)}" for stage, name in STAGES.items()) + " | what is usually said | here |", "|---|" + "---|" * (len(STAGES) + 2)]
     for name, asked, claim, comparisons in ROWS:
         cells = []
         for stage in STAGES:
             found = [cell(rows, stage, *a) for a in asked]
             digits = 1 if asked[0][0] == "length" else 3 if asked[0][0] == "loss" else 2
-            cells.append(" / ".join(f"{m:.{digits}f} ± {h:.{digits}f}" for m, h in found))
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {claim} | {'held' if holds(rows, comparisons) else '**did not hold**'} |")
+            cells.append(" / ".join("" if math.isnan(m) else f"{m:.{digits}f} ± {h:.{digits}f}" for m, h in found) if seeds[stage] else "not run")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {claim} | { {True: 'held', False: '**did not hold**', None: 'too few seeds'}[holds(rows, comparisons)]} |")
     with replacing(lib.place(args, "abilities.md")) as f:
         f.write("\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 def draw(args, rows, kinds):
-    fig, axes = lib.figure(3, size=(4.2, 3.7))
+    fig, axes = lib.figure(3 if kinds else 2, size=(4.6, 4.2))
+    stages = [stage for stage in STAGES if any(r["stage"] == stage for r in rows)]
     ax = axes[0, 0]
-    for stage, name in STAGES.items():
-        ax.errorbar(list(EXAMPLES), *zip(*[cell(rows, stage, "mapping", k) for k in EXAMPLES]), marker=".", capsize=2, label=name)
-    ax.plot(list(EXAMPLES), [min(k, 3) / 3 for k in EXAMPLES], color="grey", ls=":", label="if what was shown is known")
-    ax.axhline(1 / 3, color="grey", ls="--", lw=0.8, label="a guess among the three shown")
-    ax.set(xlabel="examples of the mapping in the prompt", ylabel="right person among 24", ylim=(-0.03, 1.03), title="A new mapping, from examples in the prompt")
-    ax.legend()
+    asked = {"facts, few-shot": "facts, after two examples", "facts, asked": "facts, asked directly", "seen kinds": "instructions (gold score)", "unseen kinds": "instructions of other kinds",
+             "both sides": "both sides of a matter of taste", "refuses": "refuses harm", "admits": "does not know a stranger", "denies": "denies knowing a neighbour"}
+    lines = [*((name, ability, 0) for ability, name in asked.items()), *((f"who 'she' is, question {k}", "she", k) for k in (1, 2, 3))]
+    for i, stage in enumerate(stages):
+        means, halves = zip(*[cell(rows, stage, ability, x) for _, ability, x in lines])
+        ax.errorbar(means, [y + 0.12 * (i - 1.5) for y in range(len(lines))], xerr=halves, marker="o", ms=4, ls="", capsize=2, label=STAGES[stage])
+    ax.set_yticks(range(len(lines)), [name for name, *_ in lines])
+    ax.invert_yaxis()
+    ax.set(xlabel="share of answers", xlim=(-0.03, 1.03), title="SFT brings it out, PPO-ptx makes it reliable,\nand neither goes beyond what was demonstrated")
+    ax.legend(loc="lower right")
     ax = axes[0, 1]
-    counts = sorted({r["kinds"] for r in kinds})
-    for column, name in (("trained", "kinds that were demonstrated"), ("others", "other kinds"), ("never", "two kinds that no base saw asked")):
-        points = [(k, *lib.interval([r[column] for r in kinds if r["kinds"] == k])) for k in counts]
-        points = [(k, m, 0 if np.isnan(h) else h) for k, m, h in points if not np.isnan(m)]
-        ax.errorbar(*zip(*points), marker="o", capsize=3, label=name)
-    ax.set(xlabel="kinds of instruction among 6,000 demonstrations", ylabel="gold score", xticks=counts, ylim=(-0.03, 1), title="Instructions of other kinds")
+    for stage in stages:
+        ax.errorbar(list(EXAMPLES), *zip(*[cell(rows, stage, "mapping", k) for k in EXAMPLES]), marker=".", capsize=2, label=STAGES[stage])
+    ax.plot(list(EXAMPLES), [min(k, 3) / 3 for k in EXAMPLES], color="grey", ls=":", label="all that was shown is known")
+    ax.axhline(1 / 3, color="grey", ls="--", lw=0.8, label="a guess among the three shown")
+    ax.set(xlabel="examples of a new mapping in the prompt", ylabel="right person, of 24", ylim=(-0.03, 1.03), title="Examples tell which people may come, at every\nstage; which of them belongs to what, at none")
     ax.legend()
-    ax = axes[0, 2]
-    for i, (ability, name) in enumerate((("three numbers, at once", "at once"), ("three numbers, in steps", "in steps"))):
-        means, halves = zip(*[cell(rows, stage, ability) for stage in STAGES])
-        ax.bar(np.arange(len(STAGES)) + 0.4 * i - 0.2, means, 0.38, yerr=halves, capsize=3, label=name)
-    ax.set_xticks(range(len(STAGES)), [s.replace(" without", "\nwithout\n") for s in STAGES.values()], fontsize=7)
-    ax.set(ylabel="right sums", ylim=(0, 1.05), title="Sums of three numbers after two examples")
-    ax.legend()
+    if kinds:
+        ax, counts = axes[0, 2], sorted({r["kinds"] for r in kinds})
+        for column, name in (("trained", "kinds that were demonstrated"), ("others", "other kinds"), ("never", "two kinds that were never asked anywhere")):
+            points = [(k, *lib.interval([r[column] for r in kinds if r["kinds"] == k])) for k in counts]
+            points = [(k, m, 0 if np.isnan(h) else h) for k, m, h in points if not np.isnan(m)]
+            ax.errorbar(*zip(*points), marker="o", capsize=3, label=name)
+        ax.set(xlabel="kinds of instruction among 6,000 demonstrations", ylabel="gold score", xticks=counts, ylim=(-0.03, 1), title="Instructions of kinds that were not demonstrated")
+        ax.legend()
     lib.finish(fig, lib.place(args, "abilities.png"))
 
 
