@@ -27,9 +27,8 @@ import torch
 SETTINGS = {
     **{f"{size}, {n or 12000} prompts": (n, 4, 1, False, size) for size in ("nano", "micro", "tiny") for n in (250, 1000, 4000)},
     "nano, 12000 prompts": (0, 4, 1, False, "nano"), "micro, 12000 prompts": (0, 4, 1, False, "micro"), "tiny, 12000 prompts": (0, 4, 1, False, "tiny"),
-    "2 answers": (3375, 2, 1, False, "tiny"), "4 answers": (1687, 4, 1, False, "tiny"), "9 answers": (750, 9, 1, False, "tiny"),      # 6,750 answers each
-    "9 answers, shuffled": (750, 9, 1, True, "tiny"),
-    "9 answers, 2 epochs": (750, 9, 2, False, "tiny"), "9 answers, 4 epochs": (750, 9, 4, False, "tiny"), "9 answers, 8 epochs": (750, 9, 8, False, "tiny"),
+    "2 answers": (1800, 2, 1, False, "tiny"), "4 answers": (900, 4, 1, False, "tiny"), "9 answers": (400, 9, 1, False, "tiny"),      # 3,600 answers each
+    "9 answers, shuffled": (400, 9, 1, True, "tiny"), "9 answers, 4 epochs": (400, 9, 4, False, "tiny"), "9 answers, 8 epochs": (400, 9, 8, False, "tiny"),
 }
 LR, BATCH = 6e-4, 64
 
@@ -59,7 +58,7 @@ def comparisons(args, run, seed, answers):
     out = lib.checkpoints(args, seed)
     if answers > 4:
         made = lib.variant(out, lib.scratch(args, f"nine/{seed}"), "sft.pt")
-        lib.stage(args, "reward", made, seed, f"--answers={answers}", *([] if args.quick else ["--prompts=750", "--heldout=16"]))
+        lib.stage(args, "reward", made, seed, f"--answers={answers}", *([] if args.quick else ["--prompts=400", "--heldout=16"]))
         rows = [r for r in read_jsonl(f"{made}/comparisons.jsonl", ["prompt"]) if r["split"] == "train"]
     else:
         rows = [r for r in read_jsonl(f"{out}/comparisons.jsonl", ["prompt"]) if r["split"] == "train"]
@@ -75,7 +74,7 @@ def job(args, run, setting, seed):
     sft = lib.network(tuned(args, size, seed, "sft"))
     model, steps = train(run, sft, items, epochs, shuffled, seed)
     found, pairs, ceiling, ci, loss = evaluate(model, heldout, run.vocab, run)
-    trained_on, *_, train_loss = evaluate(model, items[:750], run.vocab, run)
+    trained_on, *_, train_loss = evaluate(model, items[:400], run.vocab, run)
     return {"accuracy": found, "ci": ci, "loss": loss, "ceiling": ceiling, "accuracy_trained_on": trained_on, "loss_trained_on": train_loss, "steps": steps,
             "prompts": len(items), "answers": sum(len(t) for t, _, _ in items), "pairs": sum(a < b for _, r, _ in items for a in r for b in r)}
 
@@ -138,7 +137,7 @@ def draw(args, rows, margins):
         ax.errorbar(*zip(*[(m, i) for i, m in enumerate(point(s, column)[0] for s in mine)]), xerr=[point(s, column)[1] for s in mine], marker="o", ls="", capsize=3, label=name)
     ax.set_yticks(range(len(mine)), mine)
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy", title="6,750 answers, ranked in twos, fours or nines")
+    ax.set(xlabel="accuracy", title="3,600 answers, ranked in twos, fours or nines")
     ax.legend()
     ax = axes[0, 2]
     ax.plot([0, 1], [0, 1], color="grey", ls=":")
