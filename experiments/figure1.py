@@ -165,8 +165,9 @@ def draw(args, found):
     ax.set_xlabel("parameters without embeddings")
     ax.set_ylabel(f"win rate against SFT of {found[-1]['parameters'] / 1e3:.0f} thousand")
     ax.set_ylim(0, 1)
-    small, large = (cell(found, "win_few_shot", size=LADDER[0], model=m) for m in ("ppo-ptx", "sft"))
-    ax.set_title(f"The smallest PPO-ptx wins {small[0]:.0%} ± {small[1]:.0%} against\nthe few-shot-prompted base of {found[-1]['parameters'] / next(r['parameters'] for r in found if r['size'] == LADDER[0]):.0f} times its size")
+    sizes = [next(r["parameters"] for r in found if r["size"] == s) for s in LADDER]
+    (small, d_small, _), (middle, d_middle, _) = (cell(found, "win_few_shot", size=s, model="ppo-ptx") for s in LADDER[:2])
+    ax.set_title(f"Against the few-shot-prompted base of {sizes[2] / 1e3:.0f} thousand parameters, PPO-ptx wins\n{small:.0%} ± {d_small:.0%} with a {sizes[2] / sizes[0]:.0f}th of its size, {middle:.0%} ± {d_middle:.0%} with a {sizes[2] / sizes[1]:.0f}th")
     ax.legend(loc="best")
     lib.finish(fig, lib.place(args, "figure1.png"))
     print(f"{'':22s}" + "".join(f"{s:>18s}" for s in LADDER) + "    win rate against the largest SFT, mean of seeds")
