@@ -18,7 +18,8 @@ from figure1 import tuned
 from common import adamw, cosine, epoch_batches, generator, update
 from data import read_jsonl
 from model import ScalarGPT
-from reward import encode_comparisons, evaluate, ranking_loss, scores_of
+from comparisons import encode_comparisons
+from reward import evaluate, ranking_loss, scores_of
 
 import numpy as np
 import torch
