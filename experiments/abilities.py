@@ -364,7 +364,7 @@ def draw(args, rows, kinds):
         ax.errorbar(means, [y + 0.12 * (i - 1.5) for y in range(len(lines))], xerr=halves, marker="o", ms=4, ls="", capsize=2, label=STAGES[stage])
     ax.set_yticks(range(len(lines)), [name for name, *_ in lines])
     ax.invert_yaxis()
-    ax.set(xlabel="share of answers", xlim=(-0.03, 1.03), title="SFT brings it out, PPO-ptx makes it reliable,\nand neither goes beyond what was demonstrated")
+    ax.set(xlabel="share of answers", xlim=(-0.03, 1.03), title="SFT brings it out, PPO-ptx makes it reliable,\nand neither goes far beyond what was demonstrated")
     ax.legend(loc="lower right")
     ax = axes[0, 1]
     for stage in stages:

@@ -163,9 +163,9 @@ def draw(args, found):
     ax.axhline(0.5, color="grey", lw=0.8, ls=":")
     ax.set_xscale("log")
     ax.set_xlabel("parameters without embeddings")
-    ax.set_ylabel(f"win rate against SFT of {found[-1]['parameters'] / 1e3:.0f} thousand")
     ax.set_ylim(0, 1)
     sizes = [next(r["parameters"] for r in found if r["size"] == s) for s in LADDER]
+    ax.set_ylabel(f"win rate against SFT of {sizes[-1] / 1e3:.0f} thousand parameters")
     (small, d_small, _), (middle, d_middle, _) = (cell(found, "win_few_shot", size=s, model="ppo-ptx") for s in LADDER[:2])
     ax.set_title(f"Against the few-shot-prompted base of {sizes[2] / 1e3:.0f} thousand parameters, PPO-ptx wins\n{small:.0%} ± {d_small:.0%} with a {sizes[2] / sizes[0]:.0f}th of its size, {middle:.0%} ± {d_middle:.0%} with a {sizes[2] / sizes[1]:.0f}th")
     ax.legend(loc="best")
