@@ -106,6 +106,7 @@ def main():
             if not math.isnan(mean):
                 ax.errorbar(mean, -i, xerr=0 if math.isnan(half) else half, marker="o", capsize=3, color=colours[i])
         ax.set_yticks([-i for i in range(len(names))], names if ax is axes[0, 0] else [])
+        ax.set_ylim(-len(names) + 0.5, 0.5)
         ax.set_xlabel(label)
     fig.suptitle("γ = 0 forgets pretraining text, γ = 1 keeps it at no cost in gold score; the paper's 27.8 costs half of what PPO gains, and all of it as a sum"
                  + "\n(orange: from SFT without pretraining text)" * any(n.startswith("plain") for n in names), fontsize=10)
