@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from ppo import heldout_metrics
 from common import generator, pad, read_log
+from comparisons import sample_answers
 from data import read_heldout, replacing
 from model import ScalarGPT
-from comparisons import sample_answers
 
 SIZES = ["tiny", "small"]
 PROMPTS = [600, 2700, 12000]        # with comparisons of four answers each, 4.1 pairs a prompt
