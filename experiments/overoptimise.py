@@ -225,6 +225,9 @@ def draw(args, bon, ppo, sizes, counts):
                              "turn_d": turn, "turned": sum(turning(way, *ab) < d.max() for ab, (d, *_) in zip(each, seeds)), "furthest_d": furthest,
                              "rms": np.mean([misfit(way, d, g) for d, _, g in seeds]), "rms_other_form": np.mean([misfit({"PPO": "best of n", "best of n": "PPO"}[way], d, g) for d, _, g in seeds]),
                              **dict(zip(("gold_best", "gold_best_ci"), lib.interval([g.max() for _, _, g in seeds]))), **dict(zip(("best_d", "best_d_ci"), lib.interval([d[g.argmax()] for d, _, g in seeds]))), "gold_end": np.mean([g[-1] for _, _, g in seeds]), "proxy_end": np.mean([p[-1] for _, p, _ in seeds])})
+            if not any(found.get((way, size, count)) for count in counts):
+                ax.axis("off")      # not run yet
+                continue
             ax.axhline(0, color="black", lw=0.8)
             ax.set_title(f"{way}{', β = 0' if way == 'PPO' else ''}; reward model of {'0.8' if size == 'tiny' else '0.03'}M parameters")
             ax.set_xlabel("d = √KL to SFT, √nats an answer")
