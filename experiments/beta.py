@@ -73,7 +73,7 @@ def draw(args, rows, settings):
     ax.set_xlabel("KL to SFT, nats an answer")
     ax.set_title("gold score against KL: the frontier")
     ax.legend()
-    fig.suptitle(f"What the KL penalty does: {len(sft) // len(panels)} seeds (bars), mean and 95 % interval; adaptive: steered to {TARGET} nats")
+    fig.suptitle(f"Gold is highest at β = 0.1 to 0.3: less lets the policy over-optimise, more holds it back\n{len(sft) // len(panels)} seeds (bars), mean and 95 % interval; adaptive: steered to {TARGET} nats")
     lib.finish(fig, lib.place(args, "beta.png"))
     print(f"{'':10s}" + "".join(f"{m:>18s}" for m in panels))
     for s in order:
