@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 
-from common import POLICY, Common, autocast, entry, generator, in_round, load, model_from, pad, parse, pick_device, pick_dtype, policies
+from common import POLICY, Common, autocast, entry, generator, in_round, load, model_from, pad, parse, pick_device, pick_dtype, policies, round_of
 from data import UserError, Vocab, folder_of
 from ppo import eos_rule
 
@@ -86,7 +86,7 @@ def main():
     vocab = Vocab(folder_of(config.data))
     device = pick_device(config.device)
     cast = autocast(device, pick_dtype(config.dtype, device))
-    models, rm = {}, in_round("reward", max(int(s.partition("-")[2] or 1) for s in stages))       # the reward model of the newest one's round
+    models, rm = {}, in_round("reward", max(map(round_of, stages)))       # the reward model of the newest one's round
     for stage in [*stages, *[rm] * (config.best_of > 1)]:
         checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
         if checkpoint["vocab"] != vocab.hash:

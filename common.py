@@ -51,6 +51,11 @@ def policy_before(n):
     return "sft" if n == 1 else in_round("ppo", n - 1)
 
 
+def round_of(stage):
+    """ppo-2 → 2, ppo → 1."""
+    return int(stage.partition("-")[2] or 1)
+
+
 def rounds_before(n):
     """The stages of the rounds before the n-th, in order."""
     return [in_round(stage, i) for i in range(1, n) for stage in ("reward", "ppo")]
@@ -59,7 +64,7 @@ def rounds_before(n):
 def policies(out):
     """The finished stages in a folder that can answer, oldest first."""
     names = [f[:-3] for f in (os.listdir(out) if os.path.isdir(out) else []) if f.endswith(".pt") and POLICY.fullmatch(f[:-3])]
-    return sorted(names, key=lambda s: (STAGES.index(s.split("-")[0]), int(s.partition("-")[2] or 1)))
+    return sorted(names, key=lambda s: (STAGES.index(s.split("-")[0]), round_of(s)))
 
 
 def script_of(stage):

@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from common import (POLICY, Common, Run, document_starts, entry, generator, in_round, model_from, pad, parse, read_log,
-                    run_stage, text_loss, load, rounds_before)      # before torch: it says how threads wait
+                    run_stage, text_loss, load, round_of, rounds_before)      # before torch: it says how threads wait
 from comparisons import sample_answers
 from data import UserError, load_judge, load_reward, read_heldout, read_jsonl, read_tokens, replacing
 from model import ScalarGPT
@@ -134,7 +134,7 @@ def main():
     if config.best_of < 0 or config.best_of == 1 or config.best_of and config.temperature == 0:
         raise UserError(f"--best_of={config.best_of}: give 2 or more, and a --temperature above 0, or there is nothing to choose from")
     function = load_reward(config.reward) if config.reward else None
-    number = max(int(s.partition("-")[2] or 1) for s in stages)     # of rounds
+    number = max(map(round_of, stages))     # of rounds
     reward = [in_round("reward", number)] if config.best_of and not function else []
     run = Run("evaluate", config, parents=[*stages, *reward])
     vocab, judge = run.vocab, load_judge(run.folder)

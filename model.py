@@ -232,9 +232,8 @@ class GPT(Trunk):
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.wte.weight.dtype
         record = device.type in RECORDED and max_new_tokens > 1
         width = W if record else min(W, -(-P // 16) * 16)       # columns of the caches, which grow by 16: each width has kernels that must be prepared
-        heads = (len(number), c.n_head, c.n_embd // c.n_head)
-        caches = [(torch.zeros(*heads, width, device=device, dtype=dtype), torch.zeros(*heads, width, device=device, dtype=dtype).transpose(2, 3).contiguous())
-                  for _ in range(c.n_layer)]
+        n, hs = len(number), c.n_embd // c.n_head
+        caches = [(torch.zeros(n, c.n_head, hs, width, device=device, dtype=dtype), torch.zeros(n, c.n_head, width, hs, device=device, dtype=dtype)) for _ in range(c.n_layer)]
 
         def step(new, t):
             """The token after `new` (B,), number t: an int, or a tensor (1,) where the step is recorded once for all t."""

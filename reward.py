@@ -146,7 +146,7 @@ def main():
     print(f"{len(train):,} prompts with {dropped.pop('pairs'):,} pairs; dropped: " + ", ".join(f"{n:,} {what}" for what, n in dropped.items()))
 
     per_epoch = -(-len(train) // config.batch)
-    steps = per_epoch * config.epochs
+    steps, micro = per_epoch * config.epochs, config.micro or config.batch
     run.compiled(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
     start, lengths = run.resume(model=model, optimizer=optimizer), [max(map(len, tokens)) for tokens, *_ in train]
@@ -159,7 +159,7 @@ def main():
         pairs = all_reduce(torch.tensor(sum(a < b for _, r, _ in items for a in r for b in r), device=run.device))
         loss, right = torch.zeros(2, device=run.device)
         model.train()
-        for part in [items[j:j + (config.micro or config.batch)] for j in range(0, len(items), config.micro or config.batch)]:
+        for part in (items[j:j + micro] for j in range(0, len(items), micro)):
             scores, ranks = scores_of(model, part, vocab, run)
             share = better_pairs(ranks).sum() / pairs       # of the batch's pairs: the loss is their mean, however they are split
             part_loss = ranking_loss(scores, ranks) * share

@@ -146,7 +146,7 @@ def main():
         if windows := round(config.pretrain_mix * len(batches[i])):
             x = shard(document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device))
             text_part = torch.zeros((), device=run.device)
-            for t in x.split(config.micro or max(1, len(x))) if len(x) else ():
+            for t in x.split(config.micro or len(x)) if len(x) else ():
                 with run.cast:
                     logits = model(t)
                 part = lm_loss(logits, t) * len(t) / windows

@@ -44,9 +44,11 @@ def test_the_recorded_step_samples_what_a_cpu_samples(temperature, monkeypatch):
 def test_sampling_does_not_wait_for_the_gpu_at_each_step():
     model = small(vocab_size=15).cuda()
     fast_generate(model, PROMPTS, 8, 1.0, None, 1)
+    steps = model._steps(PROMPTS, 12, 1.0, None, None, 0, None, torch.rand(len(PROMPTS), 12, device="cuda"))
+    next(steps)         # prompts are brought to the GPU, and a step is recorded: that may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for t, _ in enumerate(model._steps(PROMPTS, 12, 1.0, None, None, None, None, torch.rand(len(PROMPTS), 12, device="cuda"))):
+        for t, _ in enumerate(steps, 1):
             pass
     finally:
         torch.cuda.set_sync_debug_mode("default")
