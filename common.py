@@ -134,15 +134,16 @@ def parse(cls, doc, smoke=None, argv=None):
 
 
 def settings_of(data, cls):
-    """What the data folder's settings.json, {stage: {flag: value}}, puts in place of this script's defaults."""
+    """What the data folder's settings.json, {stage or "all": {flag: value}}, puts in place of this script's defaults."""
     path = os.path.join(data if os.path.isdir(data) else os.path.join(ROOT, "data", data), "settings.json")
     if not os.path.exists(path):
         return {}
     fields = {f.name: f for f in dataclasses.fields(cls)}
     settings, stage = read_json(path), os.path.splitext(os.path.basename(inspect.getfile(cls)))[0]
-    theirs = settings.get(stage, {}) if isinstance(settings, dict) else None
-    if not isinstance(theirs, dict):
-        raise UserError(f"{path}: expected {{stage: {{flag: value}}}}")
+    sections = [settings.get(name, {}) for name in ("all", stage)] if isinstance(settings, dict) else [None]
+    if not all(isinstance(section, dict) for section in sections):
+        raise UserError(f"{path}: expected {{stage or \"all\": {{flag: value}}}}")
+    theirs = {name: value for section in sections for name, value in section.items()}
     for name, value in theirs.items():
         if name not in fields or type(value) is not type(fields[name].default):
             raise UserError(f"{path}: {name} = {value!r} is no flag of this script, or not of its type (--help lists them)")
@@ -318,12 +319,17 @@ def document_starts(tokens, eos, block):
     return starts
 
 
+def at_once(most, tokens, config):
+    """How many rows, `most` at most, to take at once where no gradient is asked for, so that the float32 logits of so many tokens a row stay below 256 MiB."""
+    return max(1, min(most, 2 ** 28 // (4 * tokens * config.vocab_size)))
+
+
 @torch.no_grad()
 def text_loss(model, tokens, starts, block, device, cast, rows=256):
     """Mean next-token loss over windows spread through a held-out text, in nats a token; (mean, standard error over windows)."""
     at = starts[torch.linspace(0, len(starts) - 1, min(rows, len(starts))).long()]
     losses = []
-    for part in at.split(32):
+    for part in at.split(at_once(32, block, model.config)):
         x = torch.stack([torch.from_numpy(tokens[i:i + block].astype("int64")) for i in part.tolist()]).to(device)
         with cast:
             logits = model(x)

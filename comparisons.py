@@ -2,7 +2,7 @@
 Stage 2a: comparisons, what the reward model learns from. K answers to a prompt are sampled and ranked.
 
 reward.py calls this; nothing here is trained. Who ranks: simulated labelers where the data folder has a judge.py;
-elsewhere a person's real reply is taken to beat a sampled answer. Who answers: the SFT model, and in a further round
+elsewhere a person's real reply is taken to beat sampled answers, and (--others) real replies to something else. Who answers: the SFT model, and in a further round
 the newest policy (Ouyang et al. 2022, section 3.1). The rankings of each round are left in a file of OUT, in the form
 in which a person could have written them: comparisons.jsonl, comparisons-2.jsonl and so on.
 """
@@ -38,7 +38,7 @@ def sampled_comparisons(run, config, judge, sources, n=1):
 
     Those of the rounds before this run's are taken as they are. Raises UserError if they are not there."""
     policy, path, old = policy_before(n), os.path.join(config.out, in_round("comparisons", n) + ".jsonl"), n < config.round
-    of = f"{run.parents[policy]['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}"
+    of = f"{run.parents[policy]['hash']} {config.prompts} {config.heldout} {config.answers} {config.max_new_tokens} {sources} {config.seed}" + f" {config.others}" * (config.others > 0)
     if os.path.exists(path) and (old or not config.fresh):
         rows = read_jsonl(path, ["prompt", "responses", "ranks"])
         if rows[0].get("rows") == len(rows) and (rows[0].get("of") == of or old and rows[0].get("of", "").split()[:1] == of.split()[:1]):
@@ -55,7 +55,7 @@ def sampled_comparisons(run, config, judge, sources, n=1):
         given = read_jsonl(given_in, fields, split) if split == "train" else read_heldout(given_in, fields)
         order = torch.randperm(len(given), generator=generator(config.seed, in_round("prompts", n), split))[:size].tolist()
         given = [given[i] for i in order]
-        k = config.answers if "judge" in sources else config.answers - 1
+        k = config.answers if "judge" in sources else config.answers - 1 - config.others
         encoded = [run.vocab.prompt(r["prompt"]) for r in given]
         for i, (row, answers) in enumerate(zip(given, sample_answers(model, encoded, run, k, in_round(f"answers, {split}", n)))):
             responses = [run.vocab.decode(a) for a in answers]
@@ -66,7 +66,11 @@ def sampled_comparisons(run, config, judge, sources, n=1):
                 ranks = judge.rank(row["prompt"], responses, labeler, rng)
                 more = {"labeler": labeler, "gold": [judge.gold(row["prompt"], r)["gold"] for r in responses]}    # for the ceiling
             else:
-                responses, ranks = [row["response"], *responses], [1] + [2] * k
+                # every reply is the best one to its own prompt and comes up as often as a loser, so that nothing in it alone tells which it is
+                others = [given[i - n] for n in range(1, config.others + 1)]
+                others = [o["response"] for o in others if o["prompt"] != row["prompt"] and len(encoded[i] + run.vocab.response(o["response"])) <= model.config.block_size]
+                responses = [row["response"], *others, *responses]
+                ranks = [1] + [2] * (len(responses) - 1)
             more["eos"] = [True] * (len(responses) - k) + [a[-1] == run.vocab.eos for a in answers]
             rows.append({"prompt": row["prompt"], "responses": responses, "ranks": ranks, "split": split, **more, "of": of})
     if RANK:

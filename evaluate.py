@@ -16,7 +16,7 @@ import os
 from collections import defaultdict
 from dataclasses import dataclass
 
-from common import (POLICY, Common, Run, document_starts, entry, generator, in_round, model_from, pad, parse, read_log,
+from common import (POLICY, Common, Run, at_once, document_starts, entry, generator, in_round, model_from, pad, parse, read_log,
                     run_stage, text_loss, load, round_of, rounds_before)      # before torch: it says how threads wait
 from comparisons import sample_answers
 from data import UserError, load_judge, load_reward, read_heldout, read_jsonl, read_tokens, replacing
@@ -61,7 +61,8 @@ def kl_per_answer(model, reference, prompts, answers, run):
     starts = torch.tensor([len(p) for p in prompts], device=run.device)
     columns = torch.arange(tokens.size(1), device=run.device)
     mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
-    a, b = (in_parts(lambda x, asked: forward_logprobs(m, x, run.config.temperature or 1.0, run.cast, asked), lengths, 128, tokens, mask) for m in (model, reference))
+    size = at_once(128, max(map(len, answers)), model.config)
+    a, b = (in_parts(lambda x, asked: forward_logprobs(m, x, run.config.temperature or 1.0, run.cast, asked), lengths, size, tokens, mask) for m in (model, reference))
     return shown(a - b, mask).sum(1).tolist()
 
 

@@ -41,6 +41,7 @@ SIZES = {
     "nano":      (1, 2, 24, 128),
     "micro":     (2, 4, 48, 128),
     "tiny":      (4, 4, 128, 128),
+    "mini":      (6, 6, 192, 128),
     "gpt1":      (12, 12, 768, 512),
     "gpt2":      (12, 12, 768, 1024),
     "gpt2-medium": (24, 16, 1024, 1024),
@@ -186,37 +187,48 @@ class GPT(Trunk):
         it is given: `noise` (B, max_new_tokens), uniform in [0, 1).
         Raises ValueError if a prompt is empty, or does not fit the block with `max_new_tokens`.
         """
-        found = torch.full((len(prompts), max(max_new_tokens, 0)), -1, device=self.wte.weight.device)
-        for t, (row, token, going) in enumerate(self._steps(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise)):
-            found[row, t] = token.where(going, -1)
-        return [[token for token in row if token >= 0] for row in found.tolist()]
+        noise = self._checked(prompts, max_new_tokens, temperature, generator, noise)
+        c, longest, news = self.config, max(map(len, prompts), default=0) + max_new_tokens, []
+        most = max(1, CACHE_BYTES // max(1, 8 * c.n_layer * c.n_embd * longest))       # rows at once
+        for at in range(0, len(prompts), most):
+            part = prompts[at:at + most]
+            found = torch.full((len(part), max(max_new_tokens, 0)), -1, device=self.wte.weight.device)
+            for t, (row, token, going) in enumerate(self._steps(part, max_new_tokens, temperature, top_k, top_p, eos, noise[at:at + most])):
+                found[row, t] = token.where(going, -1)
+            news += [[token for token in row if token >= 0] for row in found.tolist()]
+        return news
 
     def stream(self, prompts, max_new_tokens, temperature=1.0, top_k=None, top_p=None, eos=None, generator=None, noise=None):
         """As `generate`, but yields (row numbers, their new tokens) after each step, for rows not yet finished."""
-        for row, token, going in self._steps(prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
+        noise = self._checked(prompts, max_new_tokens, temperature, generator, noise)
+        for row, token, going in self._steps(prompts, max_new_tokens, temperature, top_k, top_p, eos, noise):
             if not going.any():
                 break
             yield row[going].tolist(), token[going].tolist()
 
+    def _checked(self, prompts, max_new_tokens, temperature, generator, noise):
+        """Noise (B, max_new_tokens) on the device: one uniform number for each row and step, drawn at once, so a row's noise is its own."""
+        lengths = [len(p) for p in prompts]
+        if prompts and max_new_tokens > 0:
+            if min(lengths) == 0:
+                raise ValueError(f"prompt {lengths.index(0)} is empty: generation needs at least one token")
+            if max(lengths) + max_new_tokens > self.config.block_size:
+                raise ValueError(f"prompt {lengths.index(max(lengths))} has {max(lengths)} tokens; with {max_new_tokens} new ones it does not fit "
+                                 f"the block of {self.config.block_size}: shorten it or ask for fewer")
+            if temperature < 0:
+                raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
+        if noise is None:
+            noise = torch.rand(len(prompts), max(max_new_tokens, 0), generator=generator, device=generator.device if generator is not None else "cpu")
+        return noise.to(self.wte.weight.device)
+
     @torch.no_grad()
-    def _steps(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, generator, noise):
+    def _steps(self, prompts, max_new_tokens, temperature, top_k, top_p, eos, noise):
         """Yields, after each step, tensors on the device: row numbers, their new tokens, and whether the row was going on until then."""
         c, device, was_training = self.config, self.wte.weight.device, self.training
-        lengths = [len(p) for p in prompts]
         if not prompts or max_new_tokens <= 0:
             return
-        if min(lengths) == 0:
-            raise ValueError(f"prompt {lengths.index(0)} is empty: generation needs at least one token")
-        B, P, W = len(prompts), max(lengths), max(lengths) + max_new_tokens
-        if W > c.block_size:
-            raise ValueError(f"prompt {lengths.index(P)} has {P} tokens; with {max_new_tokens} new ones it does not fit "
-                             f"the block of {c.block_size}: shorten it or ask for fewer")
-        if temperature < 0:
-            raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
-        # one uniform number for each row and step, drawn at once: a row's noise is its own
-        if noise is None:
-            noise = torch.rand(B, max_new_tokens, generator=generator, device=generator.device if generator is not None else "cpu")
-        noise = noise.to(device)
+        B, P = len(prompts), max(map(len, prompts))
+        W = P + max_new_tokens
 
         # prompts end at the same column, so that all rows write their next key there; PADs come first
         # and get position 0, and no real token may look at them
@@ -349,6 +361,7 @@ class ScalarGPT(Trunk):
         return model.to(gpt.wte.weight.device)
 
 
+CACHE_BYTES = 2 ** 32      # of keys and values in float32: generate takes as many rows at once (2 GiB in bf16)
 RECORDED = ("cuda",)       # devices on which launching a step's operations takes longer than their work
 
 

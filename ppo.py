@@ -41,7 +41,7 @@ class Config(Common):
     episodes: int = 256         # answers an iteration
     minibatches: int = 4        # optimiser steps an epoch
     epochs: int = 1             # inner epochs over a rollout; the paper has 1
-    micro: int = 0              # episodes a forward pass of the update, to save memory; 0 is a whole minibatch
+    micro: int = 0              # episodes a forward pass, to save memory; 0 is a whole minibatch
     lr: float = 2e-4            # of the policy
     critic_lr: float = 5e-4     # of the value network
     warmup: int = 10            # iterations of linear warm-up from a tenth
@@ -214,8 +214,10 @@ def heldout_metrics(model, rows, reward_model, judge, vocab, run, rng):
     """Score by the reward model (or function), gold score where there is a judge, and length of one sampled answer to each held-out prompt."""
     prompts = [vocab.prompt(r["prompt"]) for r in rows]
     tokens, mask, lengths, _ = rollout(model, prompts, run.config, vocab, run.cast, rng)
-    with run.cast:
-        scores = reward_model.score(tokens, lengths) if isinstance(reward_model, ScalarGPT) else function_scores(reward_model, rows, tokens, mask, vocab)
+    if isinstance(reward_model, ScalarGPT):
+        scores = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, 64, tokens).gather(1, lengths[:, None] - 1).squeeze(1)
+    else:
+        scores = function_scores(reward_model, rows, tokens, mask, vocab)
     metrics = {"eval/score": scores.mean().item(), "eval/length": mask.sum(1).float().mean().item()}
     if judge:
         answers = [vocab.decode(t[m].tolist()) for t, m in zip(tokens, mask)]
@@ -293,15 +295,15 @@ def main():
             state["scale"] = state["scale"] or first_scale(scores, config.reward)
             scores = (scores - state["scale"][0]) / state["scale"][1]
         else:
-            outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, size, tokens)
+            outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, micro, tokens)
             scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
         scores = eos_rule(scores, has_eos, rm["score_mean"], rm["score_std"])
 
         # 3. log-probabilities under the policy and its reference, and values: frozen for all epochs of the update
-        logprobs = in_parts(lambda x, m: forward_logprobs(policy, x, config.temperature, run.cast, m), lengths, size, tokens, mask)
-        values = in_parts(lambda x: forward_values(critic, x, run.cast), lengths, size, tokens)
+        logprobs = in_parts(lambda x, m: forward_logprobs(policy, x, config.temperature, run.cast, m), lengths, micro, tokens, mask)
+        values = in_parts(lambda x: forward_values(critic, x, run.cast), lengths, micro, tokens)
         clock.append(run.seconds())
-        ref_logprobs = in_parts(lambda x, m: forward_logprobs(reference, x, config.temperature, run.cast, m), lengths, size, tokens, mask)
+        ref_logprobs = in_parts(lambda x, m: forward_logprobs(reference, x, config.temperature, run.cast, m), lengths, micro, tokens, mask)
         clock.append(run.seconds())
 
         # 4. rewards and advantages; returns come before whitening

@@ -28,6 +28,7 @@ class Config(Common):
     prompts: int = 0            # training prompts to sample answers for; 0: 12,000, and 4,000 in a further round
     heldout: int = 900          # held-out prompts, to measure accuracy on
     answers: int = 4            # K, answers a prompt; the paper has 4 to 9
+    others: int = 0             # of the K answers, real ones to other prompts, where demonstrations are what is compared: they teach what fits a prompt
     sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
     fold: str = "auto"          # the half of the comparisons to train on, 1 or 2, or all; auto: all where a judge evaluates, else 1
     name: str = "reward"        # of the checkpoint in OUT
@@ -117,6 +118,8 @@ def main():
     config = parse(Config, __doc__, SMOKE)
     if not 2 <= config.answers <= 9:
         raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
+    if not 0 <= config.others < config.answers:
+        raise UserError(f"--others={config.others}: of --answers={config.answers} one is the demonstration, so 0 to {config.answers - 1} can be others")
     config.prompts = config.prompts or (12000 if config.round == 1 else 4000)
     run = Run("reward", config, parents=["sft", *rounds_before(config.round)], name=in_round(config.name, config.round))
     if run.finished():

@@ -13,7 +13,7 @@ import copy
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, all_reduce, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches,
+from common import (Common, Run, adamw, all_reduce, at_once, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches,
                     generator, load, model_from, pad, parse, set_dropout, shard, text_loss, update)     # before torch: it says how threads wait
 from data import UserError, read_jsonl, read_tokens
 from pretrain import lm_loss
@@ -77,7 +77,8 @@ def heldout_loss(model, examples, vocab, run):
     """Mean loss per response token over `examples`."""
     model.eval()
     total, n = 0.0, 0
-    for rows in by_length([len(t) for t, _ in examples], 128):
+    longest = max(len(t) for t, _ in examples)
+    for rows in by_length([len(t) for t, _ in examples], at_once(128, longest, model.config)):
         tokens, mask = batch_of([examples[i] for i in rows.tolist()], vocab, run.device)
         with run.cast:
             logits = model(tokens)

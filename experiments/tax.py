@@ -109,7 +109,7 @@ def main():
         ax.set_ylim(-len(names) + 0.5, 0.5)
         ax.set_xlabel(label)
     fig.suptitle("γ = 0 forgets pretraining text, γ = 1 keeps it at no cost in gold score; the paper's 27.8 costs half of what PPO gains, and all of it as a sum"
-                 + "\n(orange: from SFT without pretraining text)" * any(n.startswith("plain") for n in names), fontsize=10)
+                 + "\norange: from SFT without pretraining text, which has forgotten most of it; there ptx wins it back, and costs more" * any(n.startswith("plain") for n in names), fontsize=10)
     lib.finish(fig, lib.place(args, "tax.png"))
 
 

@@ -285,6 +285,8 @@ PLANTS = [
      "config.max_new_tokens, config.temperature, eos", "config.max_new_tokens, config.temperature, 2, eos",
      "test_the_policy_that_was_sampled_is_the_one_that_is_scored"),
 
+    (15, "rows that are sampled later take the noise of the first", "model.py",
+     "noise[at:at + most]", "noise[:most]", "test_answers_are_the_same_when_their_caches_do_not_fit_at_once"),
     (15, "PADs on the left are seen", "model.py",
      "(seen & (columns <= column))[:, None, None, :width]", "(seen.new_ones(seen.shape) & (columns <= column))[:, None, None, :width]",
      "test_cached_generation_equals_the_full_forward"),
@@ -407,6 +409,8 @@ PLANTS = [
      "return sample(self.unembed(x[:, -1]),", "return sample(F.linear(x[:, -1], self.wte.weight),",
      "test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled"),
 
+    (24, "the same few replies always lose", "comparisons.py",
+     "[given[i - n] for n in range(1, config.others + 1)]", "[given[n] for n in range(1, config.others + 1)]", "test_replies_to_other_prompts_lose_and_each_one_wins_once"),
     (24, "the loss is swapped", "reward.py",
      "F.softplus(-margin)", "F.softplus(margin)", "test_winner_and_loser_are_not_swapped"),
     (24, "rank 1 is the worst", "reward.py",

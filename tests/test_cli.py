@@ -98,11 +98,12 @@ def test_help_shows_every_flag_with_its_comment(name, capsys):
 
 
 def test_a_data_set_has_defaults_of_its_own(tmp_path):
-    (tmp_path / "settings.json").write_text('{"ppo": {"iterations": 7, "lr": 0.5}, "sft": {"epochs": 9}}')
+    (tmp_path / "settings.json").write_text('{"all": {"size": "mini", "iterations": 8}, "ppo": {"iterations": 7, "lr": 0.5}, "sft": {"epochs": 9}}')
     config = parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}", "--lr=0.25"])
     assert (config.iterations, config.lr, config.epochs) == (7, 0.25, ppo.Config.epochs), "a flag comes before the folder's setting, that before the default"
+    assert config.size == "mini", "what is said of all stages holds where a stage says nothing else"
     assert parse(ppo.Config, ppo.__doc__, {"iterations": 2}, ["--size=smoke", f"--data={tmp_path}"]).iterations == 2
-    for wrong in ('{"ppo": {"iteration": 7}}', '{"ppo": {"iterations": "7"}}', "{", "[]", '{"ppo": 7}'):
+    for wrong in ('{"ppo": {"iteration": 7}}', '{"ppo": {"iterations": "7"}}', "{", "[]", '{"ppo": 7}', '{"all": 7}'):
         (tmp_path / "settings.json").write_text(wrong)
         with pytest.raises(UserError, match=r"settings\.json"):
             parse(ppo.Config, ppo.__doc__, argv=[f"--data={tmp_path}"])

@@ -5,9 +5,11 @@ import math
 import os
 import threading
 
+import common
 import pytest
 import torch
 
+import model
 from model import GPT, SIZES, Block, GPTConfig, ScalarGPT, attention, config_for, plain_attention, sample
 
 
@@ -327,6 +329,21 @@ def test_more_prompts_leave_the_first_answers_as_they_were():
     every = fast_generate(model, PROMPTS, 12, 1.0, None, 9)
     for n in (1, 3, 7):
         assert fast_generate(model, PROMPTS[:n], 12, 1.0, None, 9) == every[:n], "a row's noise depends on how many rows there are"
+
+
+def test_answers_are_the_same_when_their_caches_do_not_fit_at_once(monkeypatch):
+    m = small()
+    together = fast_generate(m, PROMPTS, 12, 1.0, 0, 9)
+    asked, steps = [], m._steps
+    monkeypatch.setattr(m, "_steps", lambda prompts, *more: asked.append(len(prompts)) or steps(prompts, *more))
+    monkeypatch.setattr(model, "CACHE_BYTES", 3 * 8 * m.config.n_layer * m.config.n_embd * (15 + 12))
+    assert fast_generate(m, PROMPTS, 12, 1.0, 0, 9) == together, "a part's rows take another part's noise, or are lost"
+    assert asked == [3, 3, 2], "three rows of 15 + 12 tokens fit"
+
+
+def test_a_large_vocabulary_is_measured_a_few_rows_at_a_time():
+    assert common.at_once(32, 1024, config_for("gpt2", 50260)) == 1, "32 rows of logits would take 6 GB, and three times that with their loss"
+    assert common.at_once(32, 128, config_for("tiny", 1024)) == 32
 
 
 def test_a_prompt_given_several_times_is_answered_as_if_each_were_alone():

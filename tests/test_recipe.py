@@ -283,6 +283,24 @@ def test_every_token_of_the_demonstrations_weighs_the_same(little, tmp_path, mon
         assert torch.allclose(mean, p.grad, atol=1e-5), f"{name}: batches hold answers of like length, so a mean over each batch's own tokens makes short answers count several times"
 
 
+@pytest.mark.parametrize("others, answers", [(2, 4), (3, 4)])
+def test_replies_to_other_prompts_lose_and_each_one_wins_once(little, tmp_path, others, answers):
+    data, before = little
+    out = parents_only("reward", before, tmp_path / "out")
+    (out / "comparisons.jsonl").unlink()
+    run_little("reward", data, out, "--sources=demonstrations", f"--others={others}", f"--answers={answers}")
+    rows = [r for r in read_jsonl(str(out / "comparisons.jsonl"), ["prompt", "responses"]) if r["split"] == "train"]
+    best, vocab = {json.dumps(r["prompt"]): r["response"] for r in read_jsonl(str(data / "demonstrations.jsonl"), ["prompt", "response"])}, common.Vocab(str(data))
+    real = {r["responses"][0] for r in rows}
+    for row in rows:
+        assert row["responses"][0] == best[json.dumps(row["prompt"])] and row["ranks"] == [1] + [2] * (len(row["responses"]) - 1)
+        assert sum(r in real for r in row["responses"][1:]) >= others - 1, "a prompt that is asked twice lends no answer to itself; no other is missing"
+        assert all(len(vocab.prompt(row["prompt"])) + len(vocab.response(r)) <= 128 for r in row["responses"]), "one that does not fit would lose the whole prompt"
+    assert sum(len(r["responses"]) == answers for r in rows) > 0.9 * len(rows)
+    losers = [x for r in rows for x in r["responses"][1:] if x in real]
+    assert len(set(losers)) > 0.9 * len(real), "all replies come up as losers, or what they say alone would tell who wins"
+
+
 # ---- what ppo.py does with its own functions: looking over its shoulder ----
 
 @pytest.fixture

@@ -13,7 +13,7 @@ What a rating says. Most chats carry one set of marks, 1 to 10, for witty, inter
 form showed before anybody touched it and counts as no rating. A rating says how a chat went as a whole. It does not
 say which of the two people gave it, whom they meant, or which line earned it. Marks counted towards the prizes (28 %
 of those given are 10/10/10), and they follow above all how long a chat went on: rank correlation .48 with the number
-of turns, .33 among chats of six and more. So a mark is a faint hint about any one reply. The only pairs made of it
+of turns, .33 among chats of six and more. So a mark is a faint hint about any one reply (experiments/ratings.py). The only pairs made of it
 here are replies to the same words with nothing said before them, from two chats that both got going and whose marks
 lie at least 3 apart: few and noisy, good for seeing what a reward model makes of such labels, not for a good one.
 """
@@ -38,6 +38,8 @@ PROMPT, REPLY = 80, 48         # tokens, markers and <|endoftext|> included: tog
 MIN_WORDS = 3                  # "yeah" and "haha nice" are real replies, but teach a model to say nothing
 PER_CHAT = 30                  # examples from one chat, so that a few endless ones don't become the whole set
 MIN_GAP, MIN_TURNS = 3, 6      # of the two chats behind a comparison: ratings this far apart, both at least this long
+
+MARKS = ("witty", "interesting", "upbeat")
 
 PRIVATE = re.compile(r"https?:|www\.|\.(?:com|org|net|edu)\b|\S@\S|\d{6,}|\d{3}\W?\d{4}", re.I)
 GREETING = re.compile(r"\W*(?:h+i+|he+y+|h[aeu]ll+o+|howdy|hola|yo|sup|wh?at'?s up|good \w+ing|how are)\b", re.I)
@@ -65,11 +67,11 @@ def load(seed):
     chats = []
     for key, chat in chitchat_dataset.Dataset().items():
         lines = [(m["sender"], " ".join(m["text"].split())) for group in chat["messages"] for m in group]
-        marks = [chat.get("ratings", {}).get(name, 5) for name in ("witty", "interesting", "upbeat")]
+        marks = [chat.get("ratings", {}).get(name, 5) for name in MARKS]
         question = re.sub(r" *\(.*\)", "", chat.get("prompt", "")).strip()      # shown to both before they began
         if len({sender for sender, _ in lines}) == 2:
             chats.append({"key": key, "question": question, "lines": lines,
-                          "rating": None if marks == [5, 5, 5] else sum(marks) / 3})
+                          "marks": dict(zip(MARKS, marks)), "rating": None if marks == [5, 5, 5] else sum(marks) / 3})
     # Two of the 34 questions are held out with all their chats: things that the model has never seen asked.
     # So are 2 % of the other chats, for the held-out ones not to be about two questions only.
     questions = sorted({c["question"] for c in chats if c["question"]}, key=lambda q: share(seed, q))
