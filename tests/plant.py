@@ -15,6 +15,7 @@ A plant is a row of PLANTS: the bug, what is done, the file, the text to replace
 Each runs in a copy of the project and in a fork of this process, which has loaded torch but none of the project.
 """
 import ast
+import functools
 import json
 import os
 import re
@@ -625,7 +626,7 @@ PLANTS = [
     ("sampling", "a token of probability 0 is drawn", "model.py",
      "torch.searchsorted(cdf, target, right=True)", "torch.searchsorted(cdf, target)", "test_a_token_of_probability_zero_is_never_sampled"),
     ("sampling", "a row's noise depends on how many there are", "model.py",
-     "noise = noise.to(device)", "noise = noise.flatten().view(max_new_tokens, B).T.to(device)",
+     "return noise.to(self.wte.weight.device)", "return noise.flatten().view(max_new_tokens, len(prompts)).T.to(self.wte.weight.device)",
      "test_more_prompts_leave_the_first_answers_as_they_were"),
     ("sampling", "copies of a prompt go on from another prompt", "model.py",
      "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which])", "x, pads, seen, caches = x[which], pads[which], seen[which], [(k[which], v[which.sort()[0]])",
@@ -697,6 +698,7 @@ def read(path):
         return f.read()
 
 
+@functools.cache
 def files_of_tests():
     """{name of a test: its file under tests/}."""
     names = [f for f in sorted(os.listdir(HERE)) if re.fullmatch(r"test_\w+\.py", f)]
