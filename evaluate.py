@@ -93,12 +93,15 @@ def text_of(prompt):
     return prompt if isinstance(prompt, str) else "  ".join(f"{'' if t['role'] == 'user' else '→ '}{t['content']}" for t in prompt)
 
 
-def curves(log, path):
-    """What PPO's log shows, one panel an idea."""
+def curves(log, path, function=""):
+    """What PPO's log shows, one panel an idea. function: the --reward that PPO had, whose own unit is not that of the rollouts."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    panels = [("reward-model score", [("objective/scores", "rollouts"), ("eval/score", "held-out prompts")]), ("gold score, held-out prompts", [("eval/gold", "")]),
+    scores = [("reward-model score", [("objective/scores", "rollouts"), ("eval/score", "held-out prompts")])]
+    if function:
+        scores = [("score, rollouts; SFT's have mean 0, spread 1", [("objective/scores", "")]), (f"{function}, held-out prompts", [("eval/score", "")])]
+    panels = [*scores, ("gold score, held-out prompts", [("eval/gold", "")]),
               ("KL to SFT, nats an answer", [("objective/kl", "k1"), ("objective/kl_k3", "k3")]), ("entropy, nats an answer", [("objective/entropy", "")]),
               ("share of ratios clipped", [("policy/clipfrac_avg", "")]), ("response length, tokens", [("response/length", "")]),
               ("loss on pretraining text, nats a token", [("loss/ptx_avg", "ptx batches"), ("eval/pretrain_loss", "held out")]),
@@ -219,7 +222,7 @@ def main():
     with replacing(path) as f:
         json.dump(summary, f, indent=1)
     figure = os.path.join(config.out, in_round("curves", number) + ".png")
-    curves(read_log(os.path.join(config.out, in_round("ppo", number) + ".jsonl")), figure)
+    curves(read_log(os.path.join(config.out, in_round("ppo", number) + ".jsonl")), figure, config.reward)
     print(f"\nwrote {path} and {figure}; {', '.join(f'{s} {t:.0f} s' for s, t in summary['seconds'].items())}, {sum(summary['seconds'].values()) / 60:.1f} minutes in all")
 
 
