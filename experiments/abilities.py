@@ -365,7 +365,7 @@ def draw(args, rows, kinds):
     ax.set_yticks(range(len(lines)), [name for name, *_ in lines])
     ax.invert_yaxis()
     ax.set(xlabel="share of answers", xlim=(-0.03, 1.03), title="SFT brings it out, PPO-ptx makes it reliable,\nand neither goes far beyond what was demonstrated")
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.3, -0.12), ncol=3)
     ax = axes[0, 1]
     for stage in stages:
         ax.errorbar(list(EXAMPLES), *zip(*[cell(rows, stage, "mapping", k) for k in EXAMPLES]), marker=".", capsize=2, label=STAGES[stage])
@@ -379,7 +379,7 @@ def draw(args, rows, kinds):
             points = [(k, *lib.interval([r[column] for r in kinds if r["kinds"] == k])) for k in counts]
             points = [(k, m, 0 if np.isnan(h) else h) for k, m, h in points if not np.isnan(m)]
             ax.errorbar(*zip(*points), marker="o", capsize=3, label=name)
-        ax.set(xlabel="kinds of instruction among 6,000 demonstrations", ylabel="gold score", xticks=counts, ylim=(-0.03, 1), title="Instructions of kinds that were not demonstrated")
+        ax.set(xlabel="kinds of instruction among 6,000 demonstrations", ylabel="gold score", xticks=counts, ylim=(-0.03, 1), title="More kinds in the demonstrations carry over a little\nto other kinds, not to those that are asked nowhere")
         ax.legend()
     lib.finish(fig, lib.place(args, "abilities.png"))
 

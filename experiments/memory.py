@@ -2,7 +2,7 @@
 Which size needs how much memory: the sums behind the README's table of cards.
 
     python experiments/memory.py            # half a minute, 3 GB
-    python experiments/memory.py --size=smoke
+    python experiments/memory.py --quick
 
 Bytes a parameter: float32 weights, gradient and Adam's two averages are 16 for what is trained; PPO trains policy and
 critic, and keeps reference, reward model and the average of the policy's weights, 4 each. What a forward pass keeps
@@ -36,7 +36,9 @@ def kept(model, tokens, logits):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", default="gpt2", help="whose forward pass is counted")
+    parser.add_argument("--quick", action="store_true", help="count the smallest size's")
     args = parser.parse_args()
+    args.size = "smoke" if args.quick else args.size
     vocab_size = 50260          # GPT-2's and three markers
     print(f"{'':12s}{'parameters':>14s}{'trained alone':>16s}{'PPO':>10s}{'keys and values, bf16':>24s}")
     for size in [s for s in SIZES if s.startswith("gpt2")]:
