@@ -132,7 +132,7 @@ def draw(args, rows, margins):
             x = [np.mean([r["pairs"] for r in rows if r["setting"] == s]) for s in mine]
             ax.errorbar(x, *zip(*map(point, mine)), marker="o", capsize=3, label={"nano": "7 thousand parameters", "micro": "57 thousand", "tiny": "793 thousand"}[size])
     ax.axhline(np.mean([r["ceiling"] for r in rows]), color="grey", ls=":", label="the truth itself")
-    ax.set(xscale="log", xlabel="pairs trained on", ylabel="accuracy on held-out pairs", title="More comparisons, better orders")
+    ax.set(xscale="log", xlabel="pairs trained on", ylabel="accuracy on held-out pairs", title="More comparisons, better orders;\nthe model's size hardly counts")
     ax.legend()
     ax = axes[0, 1]
     mine = [s for s in SETTINGS if "answers" in s and any(r["setting"] == s for r in rows)]
@@ -140,7 +140,7 @@ def draw(args, rows, margins):
         ax.errorbar(*zip(*[(m, i) for i, m in enumerate(point(s, column)[0] for s in mine)]), xerr=[point(s, column)[1] for s in mine], marker="o", ls="", capsize=3, label=name)
     ax.set_yticks(range(len(mine)), mine)
     ax.invert_yaxis()
-    ax.set(xlabel="accuracy", title="3,600 answers, ranked in twos, fours or nines")
+    ax.set(xlabel="accuracy", title="3,600 answers: in twos, fours or nines is all the same;\nshuffled pairs are more steps, as more epochs are")
     ax.legend()
     ax = axes[0, 2]
     ax.plot([0, 1], [0, 1], color="grey", ls=":")
