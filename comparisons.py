@@ -56,6 +56,8 @@ def sampled_comparisons(run, config, judge, sources, n=1):
         order = torch.randperm(len(given), generator=generator(config.seed, in_round("prompts", n), split))[:size].tolist()
         given = [given[i] for i in order]
         k = config.answers if "judge" in sources else config.answers - 1 - config.others
+        if n > 1 and not k:
+            raise UserError(f"--answers={config.answers} --others={config.others} leave no answer of {policy}.pt's to rank, which is what a further round is for: give more --answers")
         encoded = [run.vocab.prompt(r["prompt"]) for r in given]
         for i, (row, answers) in enumerate(zip(given, sample_answers(model, encoded, run, k, in_round(f"answers, {split}", n)))):
             responses = [run.vocab.decode(a) for a in answers]
