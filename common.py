@@ -320,7 +320,7 @@ def document_starts(tokens, eos, block):
 
 
 def at_once(most, tokens, config):
-    """How many rows, `most` at most, to take at once where no gradient is asked for, so that the float32 logits of so many tokens a row stay below 256 MiB."""
+    """How many rows, up to `most`, can go through the network together with float32 logits of no more than 256 MiB, for so many tokens a row. → int"""
     return max(1, min(most, 2 ** 28 // (4 * tokens * config.vocab_size)))
 
 

@@ -180,7 +180,8 @@ def main():
         progress.set_postfix_str(f"loss {loss.item():.3f} accuracy {right:.2f}", refresh=False)
         run.checkpoint(step + 1, model=model, optimizer=optimizer)
 
-    # demonstrations score 0 on average; mean and spread of sampled answers are for PPO's rule on a missing EOS
+    # demonstrations score 0 on average; PPO's rule on a missing EOS goes by mean and spread of the first answer to each
+    # prompt: a sampled one where answers were ranked, a person's where demonstrations are what is compared
     model.eval()
     demonstrations = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"], "train")[:1024]
     encoded = [t for r in demonstrations if len(t := vocab.prompt(r["prompt"]) + vocab.response(r["response"])) <= block]

@@ -1,4 +1,5 @@
 """The networks: against a second implementation, against the plain way of doing it, and against tokens that must not matter."""
+import contextlib
 import http.server
 import json
 import math
@@ -341,7 +342,16 @@ def test_answers_are_the_same_when_their_caches_do_not_fit_at_once(monkeypatch):
     assert asked == [3, 3, 2], "three rows of 15 + 12 tokens fit"
 
 
-def test_a_large_vocabulary_is_measured_a_few_rows_at_a_time():
+def test_a_large_vocabulary_is_measured_a_few_rows_at_a_time(monkeypatch):
+    m, asked = small(), []
+    forward = m.forward
+    monkeypatch.setattr(m, "forward", lambda x: asked.append((len(x), torch.is_grad_enabled())) or forward(x))
+    tokens = torch.arange(8 * 64).remainder(50).numpy().astype("uint16")
+    together = common.text_loss(m, tokens, torch.arange(0, 8 * 64, 64), 64, "cpu", contextlib.nullcontext())
+    monkeypatch.setattr(common, "at_once", lambda most, tokens, config: 3)
+    assert common.text_loss(m, tokens, torch.arange(0, 8 * 64, 64), 64, "cpu", contextlib.nullcontext()) == pytest.approx(together, rel=1e-5)
+    assert asked == [(n, False) for n in (8, 3, 3, 2)], "all windows' logits at once, or a graph that keeps them, need more memory than there is"
+    monkeypatch.undo()
     assert common.at_once(32, 1024, config_for("gpt2", 50260)) == 1, "32 rows of logits would take 6 GB, and three times that with their loss"
     assert common.at_once(32, 128, config_for("tiny", 1024)) == 32
 

@@ -13,9 +13,10 @@ What a rating says. Most chats carry one set of marks, 1 to 10, for witty, inter
 form showed before anybody touched it and counts as no rating. A rating says how a chat went as a whole. It does not
 say which of the two people gave it, whom they meant, or which line earned it. Marks counted towards the prizes (28 %
 of those given are 10/10/10), and they follow above all how long a chat went on: rank correlation .48 with the number
-of turns, .33 among chats of six and more. So a mark is a faint hint about any one reply (experiments/ratings.py). The only pairs made of it
-here are replies to the same words with nothing said before them, from two chats that both got going and whose marks
-lie at least 3 apart: few and noisy, good for seeing what a reward model makes of such labels, not for a good one.
+of turns, .33 among chats of six and more. So a mark is a faint hint about any one reply (experiments/ratings.py). The
+only pairs made of it here are replies to the same words with nothing said before them, from two chats that both got
+going and whose marks lie at least 3 apart: few and noisy, good for seeing what a reward model makes of such labels,
+not for a good one.
 """
 import argparse
 import collections
