@@ -4,126 +4,152 @@ Talk to the model of any stage, or to several side by side.
     python chat.py                                  # the newest stage there is
     python chat.py --stage=pretrain,sft,ppo         # the same prompt to each
     python chat.py --prompt="Name three animals."   # one answer, then exit
-    python chat.py --best_of=16                     # of 16 answers the one that the reward model likes best, with its score
+    python chat.py --best_of=16                     # the best of 16 answers, by the reward model
 
-/reset forgets the conversation, /quit (or Ctrl-D) ends it. With several stages each keeps a history of its own.
+/reset forgets the conversation, /quit (or Ctrl-D) ends it. Each stage has its own history.
 """
+import plumbing.cpu     # first: settings that only work before torch is loaded
 import os
 import time
 from dataclasses import dataclass
 
-from common import POLICY, Common, autocast, entry, generator, in_round, load, model_from, pad, parse, pick_device, pick_dtype, policies, round_of
-from data import UserError, Vocab, folder_of
-from ppo import eos_rule
-
-import torch
+import sampling
+from common import generator
+from data import UserError, folder_of
+from data.vocab import Vocab
+from plumbing.checkpoint import load, model_from
+from plumbing.command_line import Common, entry, flag, parse
+from plumbing.device import pick_device, pick_dtype
+from plumbing.stages import POLICY, in_round, policies, round_of
+from ppo import penalize_missing_eos
+from rollout import Rollout, reward_scores
 
 
 @dataclass
 class Config(Common):
-    stage: str = ""             # one or several of pretrain, sft, ppo, ppo-2 …, joined by commas; empty: the newest there is
-    prompt: str = ""            # answer this and exit
-    temperature: float = 1.0    # 0 is greedy
-    top_k: int = 0              # sample from the k likeliest tokens; 0 is all
-    top_p: float = 1.0          # sample from the smallest set of tokens with this much probability
-    best_of: int = 1            # answers to choose from
+    stage: str = flag("", "one or several of pretrain, sft, ppo, ppo-2 …, joined by commas; empty: "
+                          "the newest there is")
+    prompt: str = flag("", "answer this and exit")
+    temperature: float = flag(1.0, "0 is greedy")
+    top_k: int = flag(0, "sample from the k likeliest tokens; 0 is all")
+    top_p: float = flag(1.0, "sample from the smallest set of tokens with this much probability")
+    best_of: int = flag(1, "answers to choose from")
 
 
 def fit(turns, vocab, room):
-    """Token ids of a conversation, its oldest turns dropped in pairs until it fits `room`. Raises UserError if the last alone does not."""
+    """Token ids of a conversation. Drops its oldest turns, in pairs, until it fits `room` tokens.
+
+    Raises UserError if the last turn alone does not fit.
+    """
     if room < 3:
-        raise UserError("--max_new_tokens leaves no room for a prompt in the model's block: lower it")
+        raise UserError("--max_new_tokens leaves no room for a prompt in the model's block: lower "
+                        "it")
     while len(ids := vocab.prompt(turns)) > room:
         if len(turns) < 3:
-            raise UserError(f"the message has {len(ids)} tokens, there is room for {room}: shorten it, or lower --max_new_tokens")
+            raise UserError(f"the message has {len(ids)} tokens, there is room for {room}: shorten "
+                            f"it, or lower --max_new_tokens")
         turns = turns[2:]
     return ids
 
 
-def reply(model, turns, vocab, config, cast, rng, prefix=""):
-    """Stream an answer to the conversation; returns its text."""
-    ids = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
-    new, shown = [], ""
-    print(prefix, end="", flush=True)
-    with cast:
-        for _, (token,) in model.stream([ids], config.max_new_tokens, config.temperature, config.top_k or None, config.top_p, vocab.eos, rng):
-            new.append(token)
-            text = vocab.decode(new)
-            if not text.endswith("\ufffd"):      # a letter that is not whole yet
-                print(text[len(shown):], end="", flush=True)
-                shown = text
+def reply(model, ids, vocab, options):
+    """Print an answer token by token; returns its text."""
+    response, printed = [], ""
+    for _, (token,) in sampling.stream(model, [ids], **options):
+        response.append(token)
+        text = vocab.decode(response)
+        if not text.endswith("\ufffd"):      # else its last letter lacks bytes: wait for them
+            print(text[len(printed):], end="", flush=True)
+            printed = text
     print()
-    return vocab.decode(new).strip()
+    return vocab.decode(response).strip()
 
 
-@torch.no_grad()
-def best_reply(model, reward_model, rm, turns, vocab, config, cast, rng, prefix=""):
-    """Print the best of several answers, by the reward model (rm: its results) and PPO's rule on a missing EOS, and its score; returns its text."""
-    ids = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
-    with cast:
-        news = model.generate([ids] * config.best_of, config.max_new_tokens, config.temperature, config.top_k or None, config.top_p, vocab.eos, rng)
-        tokens, lengths = pad([ids + new for new in news], vocab.pad, model.wte.weight.device)
-        scores = reward_model.score(tokens, lengths)
-    scores = eos_rule(scores, torch.tensor([new[-1] == vocab.eos for new in news], device=scores.device), rm["score_mean"], rm["score_std"])
+def best_reply(model, reward_model, results, ids, vocab, n, options):
+    """Print the best of n answers by the reward model, and its score; returns its text.
+
+    results: the reward model's, for PPO's rule on a missing EOS.
+    """
+    responses = sampling.generate(model, [ids] * n, **options)
+    rollout = Rollout.of([ids] * n, responses, vocab, model.wte.weight.device)
+    scores = penalize_missing_eos(reward_scores(reward_model, rollout, n), rollout.has_eos,
+                                  results["score_mean"], results["score_std"])
     best = scores.argmax().item()
-    answer = vocab.decode(news[best]).strip()
-    print(f"{prefix}{answer}   [{scores[best]:.2f}; the {len(news)} from {scores.min():.2f}, mean {scores.mean():.2f}]")
+    answer = vocab.decode(responses[best]).strip()
+    print(f"{answer}   [{scores[best]:.2f}; the {n} from {scores.min():.2f}, "
+          f"mean {scores.mean():.2f}]")
     return answer
+
+
+def load_models(config, vocab):
+    """→ ({stage: model}, the reward model of the newest one's round or None, its results)."""
+    there = policies(config.out)
+    stages = config.stage.split(",") if config.stage else there[-1:]
+    if not stages:
+        raise UserError(f"{config.out} has no finished stage to talk to; python ppo.py makes them "
+                        f"all")
+    if bad := [s for s in stages if not POLICY.fullmatch(s)]:
+        raise UserError(f"--stage={config.stage}: {', '.join(sorted(bad))} can't talk; there are: "
+                        f"{', '.join(there) or 'none yet'}")
+    device = pick_device(config.device)
+    dtype = pick_dtype(config.dtype, device)
+    reward = [in_round("reward", max(map(round_of, stages)))] if config.best_of > 1 else []
+    models, results = {}, None
+    for stage in [*stages, *reward]:
+        checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
+        if checkpoint["vocab"] != vocab.hash:
+            raise UserError(f"{config.out}/{stage}.pt was made with another vocabulary than that "
+                            f"of {config.data}; give its --data")
+        models[stage], results = model_from(checkpoint, device, dtype), checkpoint["results"]
+    return models, models.pop(reward[0]) if reward else None, results
 
 
 def main():
     config = parse(Config, __doc__)
     if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
-        raise UserError("--temperature and --top_k can't be negative, --top_p lies above 0 and up to 1")
+        raise UserError("--temperature and --top_k can't be negative, --top_p lies above 0 and up "
+                        "to 1")
     if config.best_of < 1 or config.best_of > 1 and config.temperature == 0:
-        raise UserError(f"--best_of={config.best_of}: give 1 or more; with --temperature=0 all answers would be the same one")
-    there = policies(config.out)
-    stages = config.stage.split(",") if config.stage else there[-1:]
-    if not stages:
-        raise UserError(f"{config.out} has no finished stage to talk to; python ppo.py makes them all")
-    if bad := [s for s in stages if not POLICY.fullmatch(s)]:
-        raise UserError(f"--stage={config.stage}: {', '.join(sorted(bad))} can't talk; there are: {', '.join(there) or 'none yet'}")
+        raise UserError(f"--best_of={config.best_of}: give 1 or more; with --temperature=0 all "
+                        f"answers would be the same one")
     vocab = Vocab(folder_of(config.data))
-    device = pick_device(config.device)
-    cast = autocast(device, pick_dtype(config.dtype, device))
-    models, rm = {}, in_round("reward", max(map(round_of, stages)))       # the reward model of the newest one's round
-    for stage in [*stages, *[rm] * (config.best_of > 1)]:
-        checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
-        if checkpoint["vocab"] != vocab.hash:
-            raise UserError(f"{config.out}/{stage}.pt was made with another vocabulary than that of {config.data}; give its --data")
-        models[stage] = model_from(checkpoint).to(device)
-    reward_model, results = models.pop(rm, None), checkpoint["results"]
+    models, reward_model, results = load_models(config, vocab)
     rng = generator(config.seed if "seed" in config.given else time.time_ns(), "chat")
-    history = {stage: [] for stage in stages}
-    if not config.prompt:
-        print(f"{', '.join(stages)} of {config.out}; /reset forgets, /quit ends")
+    options = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                   top_k=config.top_k or None, top_p=config.top_p, eos=vocab.eos, generator=rng)
+    history = {stage: [] for stage in models}
+
+    def answer(message):
+        for stage, model in models.items():
+            turns = history[stage] + [{"role": "user", "content": message}]
+            ids = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
+            print(f"{stage:9s}" if len(models) > 1 else "", end="", flush=True)
+            if reward_model:
+                text = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
+            else:
+                text = reply(model, ids, vocab, options)
+            history[stage] = turns + [{"role": "assistant", "content": text}]
+
+    if config.prompt:
+        return answer(config.prompt)
+    print(f"{', '.join(models)} of {config.out}; /reset forgets, /quit ends")
     while True:
         try:
-            message = config.prompt or input("> ").strip()
+            message = input("> ").strip()
         except EOFError:
             return print()
         if message == "/quit":
             return
         if message == "/reset":
-            history = {stage: [] for stage in stages}
+            history = {stage: [] for stage in models}
             print("(forgotten)")
         elif message.startswith("/"):
             print("there are /reset and /quit")
         elif message:
-            for stage, model in models.items():
-                turns = history[stage] + [{"role": "user", "content": message}]
-                try:
-                    prefix = f"{stage:9s}" if len(models) > 1 else ""
-                    answer = (best_reply(model, reward_model, results, turns, vocab, config, cast, rng, prefix) if reward_model
-                              else reply(model, turns, vocab, config, cast, rng, prefix))
-                except UserError as e:
-                    if config.prompt:
-                        raise
-                    print(e)
-                    continue
-                history[stage] = turns + [{"role": "assistant", "content": answer}]
-        if config.prompt:
-            return
+            try:
+                answer(message)
+            except UserError as e:
+                print(e)
 
 
 if __name__ == "__main__":

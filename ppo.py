@@ -1,426 +1,370 @@
 """
-Stage 3: reinforcement learning from human feedback, by PPO with a pretraining loss (Ouyang et al. 2022, eq. 2).
+Stage 3: RLHF, by PPO with a pretraining loss (Ouyang et al. 2022, eq. 2).
 
-    python ppo.py                 # the whole recipe: makes what is missing before it, then trains, then evaluates
+    python ppo.py                 # the whole recipe: makes what is missing, trains, evaluates
     python ppo.py --ptx_coef=0    # "PPO" instead of "PPO-ptx"
-    python ppo.py --round=2       # more comparisons, on this policy's answers, a new reward model, and PPO goes on with it
-    python ppo.py --reward=mine.py:score    # a Python function of (prompt, response) in place of the reward model
-    python ppo.py --adaptive_kl=6 # a KL coefficient steered to 6 nats an answer (Ziegler et al. 2019, section 2.2)
+    python ppo.py --round=2       # again, with comparisons of this policy's answers added
+    python ppo.py --reward=mine.py:score    # a Python function in place of the reward model
+    python ppo.py --adaptive_kl=6 # steer the KL to 6 nats an answer (Ziegler et al. 2019)
 
     objective = E[ r(x, y) − β log(π(y|x) / π_SFT(y|x)) ]  +  γ E[ log π(pretraining text) ]
 
-All (B, T) tensors are aligned with the tokens: column t is about the token at t, its log-probability, the value of
-the state it was chosen in, its reward, its advantage. The mask is 1 on response tokens, the end-of-text included:
+All (B, T) tensors are aligned with the tokens. Column t is about the token at t: its
+log-probability, the value of the state it was chosen in, its reward, its advantage. The mask is 1
+on response tokens, the end-of-text token included:
 
     position          0    1    2    3    4    5    6    7
     token             p0   p1   p2   y0   y1   EOS  PAD  PAD
     mask              0    0    0    1    1    1    0    0
-    logits, value     those at position − 1 chose, and judged the state of, the token here
     KL reward                        on y0 y1 EOS
     score                                      on EOS
+    logits and value  of a token come out of the networks at the position before it
 
-Left out: whitened rewards, entropy bonus, discounting by default, a shared trunk for policy and critic.
+Left out: whitened rewards, an entropy bonus, one trunk for policy and critic.
 """
+import plumbing.cpu     # first: settings that only work before torch is loaded
 import copy
-import os
 from dataclasses import dataclass
-
-from common import (Common, Run, adamw, all_gather, all_reduce, bar, become, by_length, document_batch, document_starts, entry,
-                    generator, in_round, model_from, pad, parse, policy_before, rounded, rounds_before, shard, text_loss, update)     # before torch: it says how threads wait
-from data import UserError, load_judge, load_reward, read_heldout, read_jsonl, read_tokens
-from model import ScalarGPT
-from pretrain import lm_loss
 
 import torch
 import torch.nn.functional as F
 
+from common import adamw, generator, masked, masked_mean, micro_batches, to_float32, update
+from data import load_reward
+from data.text import read_texts
+from health import alarms, check_config, check_ratio, heldout_metrics, rollout_metrics, scale_of
+from model import ScalarGPT
+from plumbing.command_line import Common, entry, flag, parse
+from plumbing.device import Timer
+from plumbing.processes import all_reduce
+from plumbing.run import eval_line, evaluate_run, open_run, progress_bar
+from plumbing.stages import in_round, policy_before, rounds_before
+from pretrain import lm_backward
+from rollout import in_chunks, read_prompts, sample_rollout, scorer
+
 
 @dataclass
 class Config(Common):
-    iterations: int = 60        # of rollout and update
-    episodes: int = 256         # answers an iteration
-    minibatches: int = 4        # optimiser steps an epoch
-    epochs: int = 1             # inner epochs over a rollout; the paper has 1
-    micro: int = 0              # episodes a forward pass, to save memory; 0 is a whole minibatch
-    lr: float = 2e-4            # of the policy
-    critic_lr: float = 5e-4     # of the value network
-    warmup: int = 10            # iterations of linear warm-up from a tenth
-    beta: float = 0.1           # weight of the KL penalty per token
-    adaptive_kl: float = 0.0    # steer beta to this KL per answer, in nats; 0 keeps it fixed
-    clip: float = 0.2           # of the ratio
-    value_clip: float = 0.2     # of the change of a value
-    gamma: float = 1.0          # discount; 1 is none
-    lam: float = 0.95           # λ of generalised advantage estimation
-    temperature: float = 1.0    # of rollouts, and of every log-probability
-    top_k: int = 0              # must stay 0: rollouts sample from exactly the distribution that is scored
-    top_p: float = 1.0          # must stay 1, likewise
-    ptx_coef: float = 1.0       # γ of eq. 2, on the mean loss of a pretraining token; the paper prints 27.8
-    ptx_ratio: float = 0.125    # windows of pretraining text an episode; the paper has 8 examples, too many for minutes
-    ema: float = 0.992          # of the policy's weights, at every optimiser step
-    eval_every: int = 10        # iterations between measurements on held-out prompts
-    reward: str = ""            # module:function or file.py:function of (prompt, response) → number, in place of the reward model
-    round: int = 1              # from 2 on: from the policy of the round before, with reward-<round>.pt, to ppo-<round>.pt
+    iterations: int = flag(60, "of rollout and update")
+    episodes: int = flag(256, "answers per iteration")
+    minibatches: int = flag(4, "optimiser steps per epoch")
+    ppo_epochs: int = flag(1, "passes over a rollout; the paper has 1")
+    micro_batch_size: int = flag(0, "episodes per forward pass, to save memory; 0: a minibatch")
+    lr: float = flag(2e-4, "of the policy")
+    critic_lr: float = flag(5e-4, "of the value network")
+    warmup: int = flag(10, "iterations of linear warm-up from a tenth")
+    beta: float = flag(0.1, "weight of the KL penalty per token")
+    adaptive_kl: float = flag(0.0, "steer beta to this KL per answer, in nats; 0 keeps it fixed")
+    clip: float = flag(0.2, "of the ratio")
+    value_clip: float = flag(0.2, "of the change of a value")
+    gamma: float = flag(1.0, "discount; 1 is none, as in the paper")
+    lam: float = flag(0.95, "λ of generalised advantage estimation")
+    temperature: float = flag(1.0, "of rollouts, and of every log-probability")
+    top_k: int = flag(0, "refused: rollouts sample from the distribution that is scored")
+    top_p: float = flag(1.0, "refused, likewise")
+    ptx_coef: float = flag(1.0, "γ of eq. 2, on the mean loss per token; the paper prints 27.8")
+    ptx_ratio: float = flag(0.125, "windows of pretraining text per episode; the paper has 8")
+    ema: float = flag(0.992, "of the policy's weights, at every optimiser step")
+    eval_every: int = flag(10, "iterations between measurements on held-out prompts")
+    reward: str = flag("", "module:function or file.py:function, in place of the reward model")
+    round: int = flag(1, "from 2 on: go on from the round before, with reward-<round>.pt")
 
 
 SMOKE = {"iterations": 3, "episodes": 16, "minibatches": 2, "eval_every": 2}
 
 
-# ---- the maths: pure functions; a mask may be bool, integer or float, and what it hides reaches neither result nor gradient ----
+# ---- the maths: pure functions. mask (B, T) is 1 on response tokens; see common.py.
 
-def up(x):
-    """bf16 and fp16 raised to float32; float32 and float64 stay."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-def shown(x, mask):
-    """x where mask is nonzero, else 0: chosen before any arithmetic, since inf × 0 is NaN."""
-    return torch.where(mask != 0, up(x), torch.zeros((), dtype=up(x).dtype, device=x.device))
+def chosen_logprobs(logits, targets, temperature=1.0):
+    """logits (…, V), targets (…) → log p of each target (…)."""
+    logits = to_float32(logits) / temperature
+    return logits.gather(-1, targets[..., None]).squeeze(-1) - logits.logsumexp(-1)
 
 
 def token_logprobs(logits, tokens, temperature=1.0):
-    """logits (B, T, V), tokens (B, T) → (B, T): [b, t] is log p(tokens[b, t] | tokens[b, :t]), from the logits at t − 1; [b, 0] is 0."""
-    logits = up(logits[:, :-1]) / temperature
-    chosen = logits.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return F.pad(chosen - logits.logsumexp(-1), (1, 0))
+    """logits (B, T, V), tokens (B, T) → (B, T): log p of each token, given those before it.
 
-
-def masked_mean(x, mask):
-    """Mean of x over the tokens where mask is nonzero; 0 if there is none."""
-    return shown(x, mask).sum() / (mask != 0).sum().clamp(min=1)
+    The token at t is scored by the logits at t − 1. Column 0 has none and is 0.
+    """
+    return F.pad(chosen_logprobs(logits[:, :-1], tokens[:, 1:], temperature), (1, 0))
 
 
 def masked_whiten(x, mask, shift_mean=True):
-    """x with mean 0 (or its own, if not shift_mean) and variance 1 over the mask; the variance divides by n."""
-    x, mean = shown(x, mask), masked_mean(x, mask)
+    """x (B, T) with mean 0 (or its own) and variance 1 over the mask. The variance is ÷ n."""
+    x, mean = masked(x, mask), masked_mean(x, mask)
     variance = masked_mean((x - mean) ** 2, mask)
     white = (x - mean) * torch.rsqrt(variance + 1e-8)
-    return shown(white if shift_mean else white + mean, mask)
+    return masked(white if shift_mean else white + mean, mask)
 
 
 @torch.no_grad()
 def kl_rewards(scores, logprobs, ref_logprobs, mask, beta):
-    """Per-token rewards (B, T): −β (log π − log π_ref) on every response token, and the score (B,) on the last one."""
-    rewards = -beta * (shown(logprobs, mask) - shown(ref_logprobs, mask))
+    """Rewards (B, T): −β (log π − log π_ref) on response tokens, the score (B,) on the last one."""
+    rewards = -beta * (masked(logprobs, mask) - masked(ref_logprobs, mask))
     columns = torch.arange(mask.size(1), device=mask.device)
     last = torch.where(mask != 0, columns, -1).amax(1, keepdim=True)
-    return rewards + torch.where(columns == last, up(scores)[:, None].to(rewards.dtype), torch.zeros_like(rewards))
+    scores = scores[:, None].to(rewards.dtype)
+    return rewards + torch.where(columns == last, scores, torch.zeros_like(rewards))
 
 
 @torch.no_grad()
 def gae(rewards, values, mask, gamma=1.0, lam=0.95):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) → (advantages, returns), both (B, T).
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16) → (advantages, returns).
 
-    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where t + 1 is the next token of the mask; after the last
-    one there is nothing: its V and A are 0. Returns are A + V.
+    δ_t = r_t + γ V_{t+1} − V_t and A_t = δ_t + γλ A_{t+1}, where t + 1 is the next token of the
+    mask, which may have gaps. After the last one V and A are 0. Returns are A + V. All (B, T).
     """
-    rewards, values = shown(rewards, mask), shown(values, mask)
+    rewards, values = masked(rewards, mask), masked(values, mask)
     advantages = torch.zeros_like(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.size(1))):
         here = mask[:, t] != 0
         delta = rewards[:, t] + gamma * next_value - values[:, t]
         advantage = delta + gamma * lam * next_advantage
-        advantages[:, t] = shown(advantage, here)
+        advantages[:, t] = masked(advantage, here)
         next_value = torch.where(here, values[:, t], next_value)
         next_advantage = torch.where(here, advantage, next_advantage)
     return advantages, advantages + values
 
 
+def ratio_of(logprobs, old_logprobs, mask):
+    """→ (log ρ, ρ) with ρ = π / π_old, (B, T); 0 and 1 where mask is 0."""
+    logratio = masked(logprobs, mask) - masked(old_logprobs, mask)
+    return logratio, logratio.clamp(max=60).exp()       # infinity would make NaN gradients
+
+
 def policy_loss(logprobs, old_logprobs, advantages, mask, clip=0.2):
-    """Mean over the mask of max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)), ρ = π / π_old (Schulman et al. 2017, eq. 7)."""
-    ratio = (shown(logprobs, mask) - shown(old_logprobs, mask)).clamp(max=60).exp()     # e^60 is clipped anyway, an infinite ratio is NaN
-    advantages = shown(advantages, mask)
-    return masked_mean(torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask)
+    """Mean of max(−A ρ, −A clip(ρ, 1 − ε, 1 + ε)), ρ = π / π_old (Schulman et al. 2017, eq. 7)."""
+    _, ratio = ratio_of(logprobs, old_logprobs, mask)
+    advantages = masked(advantages, mask)
+    pg_loss1 = -advantages * ratio
+    pg_loss2 = -advantages * ratio.clamp(1 - clip, 1 + clip)
+    return masked_mean(torch.maximum(pg_loss1, pg_loss2), mask)
 
 
 def value_loss(values, old_values, returns, mask, clip=0.2):
-    """½ mean over the mask of max((V − R)², (V_clipped − R)²), where V_clipped is at most ε from the rollout's value."""
-    values, old_values, returns = shown(values, mask), shown(old_values, mask), shown(returns, mask)
+    """½ mean of max((V − R)², (V_clipped − R)²). V_clipped is at most ε from the rollout's V.
+    This clip is not in the PPO paper, but in the code released with it."""
+    values, old_values = masked(values, mask), masked(old_values, mask)
+    returns = masked(returns, mask)
     clipped = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (clipped - returns) ** 2), mask)
 
 
 def adapt_beta(beta, kl, target, episodes, horizon=10_000):
-    """Next KL coefficient: up if the KL is above target, down if below (Ziegler et al. 2019, section 2.2)."""
+    """The next β: larger if the KL is above target (Ziegler et al. 2019, 2.2, and its code)."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return beta * (1 + error * episodes / horizon)
 
 
-def eos_rule(scores, has_eos, mean, std):
-    """Scores (B,) as they enter the reward: without an EOS at most one standard deviation below the reward model's mean."""
+def penalize_missing_eos(scores, has_eos, mean, std):
+    """Scores (B,). An answer without EOS gets at most mean − std of the reward model's scores."""
     return torch.where(has_eos, scores, scores.clamp(max=mean - std))
 
 
-# ---- what the networks do to a batch of episodes ----
-
-def rollout(policy, prompts, config, vocab, cast, rng):
-    """Sample an answer to each prompt (token lists) → tokens (B, T) right-padded, mask (B, T), lengths (B,), has_eos (B,)."""
-    noise = torch.rand(len(prompts), config.max_new_tokens, generator=rng)      # of an answer, whichever process samples it
-    with cast:
-        news = all_gather(policy.generate(shard(prompts), config.max_new_tokens, config.temperature, eos=vocab.eos, noise=shard(noise)))
-    device = policy.wte.weight.device
-    tokens, lengths = pad([p + n for p, n in zip(prompts, news)], vocab.pad, device)
-    starts = torch.tensor([len(p) for p in prompts], device=device)
-    columns = torch.arange(tokens.size(1), device=device)
-    mask = (columns >= starts[:, None]) & (columns < lengths[:, None])
-    return tokens, mask, lengths, torch.tensor([n[-1] == vocab.eos for n in news], device=device)
+def ema_update(ema_policy, policy, decay):
+    """ema ← decay · ema + (1 − decay) · weights."""
+    for average, p in zip(ema_policy.parameters(), policy.parameters()):
+        average.data.lerp_(p.data, 1 - decay)
 
 
-def forward(model, tokens, cast):
-    with cast:
-        return model(tokens)
+# ---- what the networks say about a rollout
+
+def forward_logprobs(model, tokens, mask, temperature=1.0):
+    """token_logprobs of a full forward pass → (B, T), 0 where mask is 0.
+
+    Logits, the largest tensors there are, are made for the tokens of the mask alone.
+    """
+    wanted = (mask[:, 1:] != 0).flatten().nonzero().squeeze(1)                  # (n,)
+    x = model.hidden(tokens)[:, :-1].flatten(0, 1).index_select(0, wanted)      # (n, C)
+    targets = tokens[:, 1:].flatten().index_select(0, wanted)                   # (n,)
+    # (n, V); one row too many: a product of another size rounds differently, and changes results
+    logits = model.unembed(torch.cat([x, x[:1]]))[:-1]
+    chosen = chosen_logprobs(logits, targets, temperature)
+    out = torch.zeros(mask[:, 1:].shape, dtype=chosen.dtype, device=chosen.device)
+    return F.pad(out.flatten().index_copy(0, wanted, chosen).view_as(out), (1, 0))
 
 
-def forward_logprobs(model, tokens, temperature, cast, mask=None):
-    """token_logprobs of a full forward → (B, T), 0 where mask is 0: the vocabulary's worth of logits is made for its tokens alone."""
-    asked = torch.ones_like(tokens[:, 1:], dtype=torch.bool) if mask is None else mask[:, 1:] != 0
-    with cast:
-        x = model.hidden(tokens)[:, :-1][asked]                     # (n, C): the states in which they were chosen
-        logits = model.unembed(torch.cat([x, x[:1]]))               # put one after the other, in a row of n + 1,
-    row = F.pad(tokens[:, 1:][asked], (1, 0))                       # whose first token nothing predicts
-    chosen = token_logprobs(logits[None], row[None], temperature)[0, 1:]
-    return F.pad(torch.zeros(asked.shape, dtype=chosen.dtype, device=chosen.device).masked_scatter(asked, chosen), (1, 0))
+def rollout_logprobs(model, rollout, size, temperature=1.0):
+    """forward_logprobs of a whole rollout → (B, T), `size` rows at a time."""
+    return in_chunks(lambda chunk: forward_logprobs(model, chunk.tokens, chunk.mask, temperature),
+                     rollout, size)
 
 
-def forward_values(critic, tokens, cast):
-    """Values (B, T): [b, t] is of the state in which tokens[b, t] was chosen, so the critic's output at t − 1."""
-    return F.pad(forward(critic, tokens, cast)[:, :-1], (1, 0))
+def forward_values(critic, tokens):
+    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1."""
+    return F.pad(critic(tokens)[:, :-1], (1, 0))
 
 
-@torch.no_grad()
-def in_parts(function, lengths, size, *tensors):
-    """function(parts of tensors) → (b, t), over rows of similar length with their padding cut off; put together as (B, T)."""
-    out = torch.zeros(tensors[0].shape, device=lengths.device)
-    for rows in shard(by_length(lengths, size)):
-        longest = rounded(lengths[rows].max())
-        out[rows, :longest] = function(*(t[rows, :longest] for t in tensors))
-    return all_reduce(out)
+STATS = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg",
+         "val/clipfrac_avg", "val/ratio"]       # the middle three are not TRL's numbers
 
 
-def ema_update(average, model, decay):
-    """average ← d · average + (1 − d) · weights."""
-    for a, p in zip(average.parameters(), model.parameters()):
-        a.data.lerp_(p.data, 1 - decay)
+def ppo_backward(policy, critic, mb, config):
+    """Add the gradients of both losses on a minibatch (Rollout) → STATS (6,), max |log ρ|."""
+    stats = torch.zeros(len(STATS), device=policy.device)
+    max_logratio = stats.new_zeros(())
+    for micro in micro_batches(mb, config.micro_batch_size):
+        mask, weight = micro.mask, micro.mask.sum() / mb.mask.sum()
+
+        logprobs = forward_logprobs(policy, micro.tokens, mask, config.temperature)
+        pg_loss = policy_loss(logprobs, micro.logprobs, micro.advantages, mask, config.clip)
+        (pg_loss * weight).backward()
+
+        values = forward_values(critic, micro.tokens)
+        v_loss = value_loss(values, micro.values, micro.returns, mask, config.value_clip)
+        (v_loss * weight).backward()
+
+        with torch.no_grad():
+            logratio, ratio = ratio_of(logprobs, micro.logprobs, mask)
+            max_logratio = torch.maximum(max_logratio, logratio.abs().max())
+            stats += weight * torch.stack([
+                pg_loss, v_loss,
+                masked_mean((ratio - 1) - logratio, mask),
+                masked_mean((ratio - 1).abs() > config.clip, mask),
+                masked_mean((values - micro.values).abs() > config.value_clip, mask),
+                masked_mean(ratio, mask)])
+    return all_reduce(stats), max_logratio
 
 
-def function_scores(function, rows, tokens, mask, vocab):
-    """What a --reward function gives to the answers to the rows' prompts → (B,); each process asks it for its share."""
-    texts = [vocab.decode(t[m].tolist()) for t, m in zip(tokens, mask)]
-    return torch.tensor(all_gather([function(r["prompt"], text) for r, text in shard(list(zip(rows, texts)))]), device=tokens.device)
+def ptx_backward(policy, text, n_windows, rng, config):
+    """Add the gradient of γ × lm_loss on windows of pretraining text (eq. 2) → the loss."""
+    if not config.ptx_coef:
+        return torch.zeros((), device=policy.device)
+    windows = text.batch(n_windows, rng)
+    return lm_backward(policy, windows, config.micro_batch_size, config.ptx_coef)
 
 
-@torch.no_grad()
-def heldout_metrics(model, rows, reward_model, judge, vocab, run, rng):
-    """Score by the reward model (or function), gold score where there is a judge, and length of one sampled answer to each held-out prompt."""
-    prompts = [vocab.prompt(r["prompt"]) for r in rows]
-    tokens, mask, lengths, _ = rollout(model, prompts, run.config, vocab, run.cast, rng)
-    if isinstance(reward_model, ScalarGPT):
-        scores = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, 64, tokens).gather(1, lengths[:, None] - 1).squeeze(1)
-    else:
-        scores = function_scores(reward_model, rows, tokens, mask, vocab)
-    metrics = {"eval/score": scores.mean().item(), "eval/length": mask.sum(1).float().mean().item()}
-    if judge:
-        answers = [vocab.decode(t[m].tolist()) for t, m in zip(tokens, mask)]
-        metrics["eval/gold"] = sum(judge.gold(r["prompt"], a)["gold"] for r, a in zip(rows, answers)) / len(rows)
-    return metrics
+# ---- the run
+
+def make_score(run, raw_scores, state):
+    """A function (Rollout, prompts' rows) → scores (B,), which PPO maximises.
+
+    A --reward function's scores are brought to mean 0 and standard deviation 1 on the first
+    rollout, of SFT's answers. So beta means the same whatever their unit (Ziegler et al. 2019).
+    """
+    name, results = run.config.reward, {"score_mean": 0.0, "score_std": 1.0}
+    if not name:
+        results = run.parents[in_round("reward", run.config.round)]["results"]
+
+    def score(rollout, rows):
+        scores, mean, std = raw_scores(rollout, rows), results["score_mean"], results["score_std"]
+        if name:
+            state["scale"] = state["scale"] or scale_of(scores, name)
+            scores = (scores - state["scale"][0]) / state["scale"][1]
+        return penalize_missing_eos(scores, rollout.has_eos, mean, std)
+    return score
 
 
 def main():
     config = parse(Config, __doc__, SMOKE)
-    if config.top_k or config.top_p != 1.0:
-        raise UserError("--top_k and --top_p can't be used in rollouts: the sampled distribution would not be the one that is scored. "
-                        "They are for talking: python chat.py --top_k=…")
-    if config.temperature <= 0:
-        raise UserError(f"--temperature={config.temperature}: rollouts must be random, so it must be above 0")
-    if config.episodes % config.minibatches:
-        raise UserError(f"--episodes={config.episodes} does not divide into --minibatches={config.minibatches}")
-    function = load_reward(config.reward) if config.reward else None
-    if function and config.round > 1:
-        raise UserError(f"--reward={config.reward} --round={config.round}: a further round is for new comparisons, and a function needs none; give more --iterations")
-    reward = [] if function else [in_round("reward", config.round)]
-    run = Run("ppo", config, parents=["pretrain", "sft", *rounds_before(config.round), *reward], name=in_round("ppo", config.round))
-    evaluation = [*["--prompts=60"] * (config.size == "smoke"), *[f"--reward={config.reward}"] * bool(function),
-                  *["--stages=" + ",".join(["pretrain", "sft", *rounds_before(config.round)[1::2], run.name])] * (config.round > 1)]
+    check_config(config)
+    reward_fn = load_reward(config.reward) if config.reward else None
+    reward_stages = [] if reward_fn else [in_round("reward", config.round)]
+    run = open_run(in_round("ppo", config.round), config,
+                   ["pretrain", "sft", *rounds_before(config.round), *reward_stages])
     if run.finished():
-        return become("evaluate", config, *evaluation)
-    vocab, judge = run.vocab, load_judge(run.folder)
+        return evaluate_run(run)
 
-    # four networks: the policy, from SFT or the round before, and its frozen reference, always SFT; the frozen reward model and, copied, the critic
-    policy = model_from(run.parents[policy_before(config.round)]).to(run.device)
-    reference = model_from(run.parents["sft"]).to(run.device).requires_grad_(False)
-    if function:        # the critic then starts as a reward model does: SFT's trunk, and a head of zeros
-        reward_model, critic = function, ScalarGPT.from_gpt(reference).eval()
-    else:
-        reward_model = model_from(run.parents[reward[0]], ScalarGPT).to(run.device).requires_grad_(False)
-        critic = copy.deepcopy(reward_model).requires_grad_(True)
-    average = copy.deepcopy(policy).requires_grad_(False)
-    run.compiled(policy, reference, critic, average, *[reward_model] * (not function))
-    optimizer = adamw(policy, config.lr, betas=(0.9, 0.95), eps=1e-5)
-    critic_optimizer = adamw(critic, config.critic_lr, betas=(0.9, 0.95), eps=1e-5)
-    rm = {"score_mean": 0.0, "score_std": 1.0} if function else run.parents[reward[0]]["results"]
+    # all networks stay in eval mode, in which they are loaded: no dropout in RL
+    policy = run.load_model(policy_before(config.round))
+    reference = run.load_model("sft").requires_grad_(False)
+    if reward_fn:
+        reward_model, critic = None, ScalarGPT.from_gpt(reference).eval()
+    else:       # the critic starts as a copy of the reward model (appendix C.4)
+        reward_model, critic = (run.load_model(reward_stages[0]) for _ in range(2))
+        reward_model.requires_grad_(False)
+    ema_policy = copy.deepcopy(policy)
+    run.compile(policy, reference, critic, ema_policy, reward_model)
+    optimizer = adamw(policy, config.lr, eps=1e-5)
+    critic_optimizer = adamw(critic, config.critic_lr, eps=1e-5)
 
-    block = policy.config.block_size
-    prompts_path = os.path.join(run.folder, "prompts.jsonl")
-    asked = read_jsonl(prompts_path, ["prompt"], "train")
-    prompts = [vocab.prompt(r["prompt"]) for r in asked]
-    lengths = [len(p) for p in prompts] + [len(vocab.prompt(r["prompt"])) for r in read_jsonl(prompts_path, ["prompt"], "heldout")]
-    if too_long := sum(n + config.max_new_tokens > block for n in lengths):
-        raise UserError(f"{prompts_path}: {too_long} prompts, the longest of {max(lengths)} tokens, do not fit the block of {block} together with "
-                        f"--max_new_tokens={config.max_new_tokens}: shorten them, lower --max_new_tokens or take a larger --size")
-    heldout = read_heldout(prompts_path, ["prompt"])
-    heldout = [heldout[i] for i in torch.randperm(len(heldout), generator=generator(config.seed, "heldout"))[:256].tolist()]
-    text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
-    starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "first": None, "raised": [], "scale": None}
-    size = config.episodes // config.minibatches
-    micro = config.micro or size
-
-    first = run.resume(policy=policy, critic=critic, average=average, optimizer=optimizer, critic_optimizer=critic_optimizer, state=state)
+    text, heldout_text = read_texts(run, policy.config.block_size)
+    prompt_rows, heldout_rows = read_prompts(run, text.block - config.max_new_tokens)
+    prompts = [run.vocab.prompt(row["prompt"]) for row in prompt_rows]
+    mb_size = config.episodes // config.minibatches
+    chunk_size = config.micro_batch_size or mb_size
+    n_windows = max(1, round(config.ptx_ratio * mb_size))
+    # what a resumed run needs beside weights; "first" and "raised" are of health.py's alarms
+    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "scale": None, "first": None,
+             "raised": []}
+    raw_scores = scorer(run, reward_model, reward_fn, chunk_size)
+    score = make_score(run, raw_scores, state)
+    saved = dict(policy=policy, critic=critic, ema_policy=ema_policy, optimizer=optimizer,
+                 critic_optimizer=critic_optimizer, state=state)
+    first = run.resume(**saved)
     print(f"{len(prompts):,} prompts, {config.iterations} iterations of {config.episodes} episodes")
-    progress = bar(config.iterations, first, "ppo")
+    progress = progress_bar(config.iterations, first, "ppo")
     for iteration in progress:
-        clock = [run.seconds()]
-        beta = state["beta"]
-
-        # 1. rollout
+        timed = Timer(run.device)
+        beta, stats = state["beta"], []
+        factor = min(1.0, 0.1 + 0.9 * iteration / config.warmup) if config.warmup else 1.0
+        lr, critic_lr = config.lr * factor, config.critic_lr * factor
         rng = generator(config.seed, in_round("rollout", config.round), iteration)
-        chosen = torch.randint(len(prompts), (config.episodes,), generator=rng).tolist()
-        tokens, mask, lengths, has_eos = rollout(policy, [prompts[i] for i in chosen], config, vocab, run.cast, rng)
-        clock.append(run.seconds())
 
-        # 2. score: the reward model at the last token of the response; a function's is brought to mean 0 and
-        # standard deviation 1 on the first rollout, SFT's answers, so that beta means the same whatever its unit (Ziegler et al. 2019)
-        if function:
-            scores = function_scores(function, [asked[i] for i in chosen], tokens, mask, vocab)
-            state["scale"] = state["scale"] or first_scale(scores, config.reward)
-            scores = (scores - state["scale"][0]) / state["scale"][1]
-        else:
-            outputs = in_parts(lambda x: forward(reward_model, x, run.cast), lengths, micro, tokens)
-            scores = outputs.gather(1, lengths[:, None] - 1).squeeze(1)
-        scores = eos_rule(scores, has_eos, rm["score_mean"], rm["score_std"])
+        # 1. rollout: the policy answers a batch of prompts
+        with timed("rollout"):
+            picked = torch.randint(len(prompts), (config.episodes,), generator=rng).tolist()
+            rollout = sample_rollout(policy, [prompts[i] for i in picked], config, run.vocab, rng)
 
-        # 3. log-probabilities under the policy and its reference, and values: frozen for all epochs of the update
-        logprobs = in_parts(lambda x, m: forward_logprobs(policy, x, config.temperature, run.cast, m), lengths, micro, tokens, mask)
-        values = in_parts(lambda x: forward_values(critic, x, run.cast), lengths, micro, tokens)
-        clock.append(run.seconds())
-        ref_logprobs = in_parts(lambda x, m: forward_logprobs(reference, x, config.temperature, run.cast, m), lengths, micro, tokens, mask)
-        clock.append(run.seconds())
+        # 2. score: one number per answer
+        with timed("score"):
+            scores = score(rollout, [prompt_rows[i] for i in picked])
+
+        # 3. log-probabilities and values, frozen for all epochs of the update
+        with timed("logprobs"):
+            rollout.logprobs, rollout.ref_logprobs = (rollout_logprobs(
+                model, rollout, chunk_size, config.temperature) for model in (policy, reference))
+            rollout.values = in_chunks(lambda chunk: forward_values(critic, chunk.tokens), rollout,
+                                       chunk_size)
 
         # 4. rewards and advantages; returns come before whitening
-        rewards = kl_rewards(scores, logprobs, ref_logprobs, mask, beta)
-        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-        whitened = masked_whiten(advantages, mask)
+        rewards = kl_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, beta)
+        advantages, rollout.returns = gae(rewards, rollout.values, rollout.mask, config.gamma,
+                                          config.lam)
+        rollout.advantages = masked_whiten(advantages, rollout.mask)
 
-        # 5. update
-        warm = min(1.0, 0.1 + 0.9 * iteration / max(1, config.warmup))
-        stats, ptx_seconds = [], 0.0
-        for epoch in range(config.epochs):
+        # 5. update: PPO's and pretraining's gradients are added, then one step (appendix C.4)
+        for epoch in range(config.ppo_epochs):
             order = torch.randperm(config.episodes, generator=rng)
-            for n, rows in enumerate(order.split(size)):
-                count = mask[rows].sum()
-                step_stats = torch.zeros(7, device=run.device)
-                for part in shard(rows[lengths[rows].cpu().argsort()]).split(micro):     # shortest first, so that parts have little padding
-                    if not len(part):
-                        continue        # more processes than rows
-                    longest = rounded(lengths[part].max())
-                    x, m = tokens[part, :longest], mask[part, :longest]
-                    old, adv, old_v, ret = (t[part, :longest] for t in (logprobs, whitened, values, returns))
-                    share = m.sum() / count         # of the minibatch's tokens: the loss is their mean, however they are split
-                    new = forward_logprobs(policy, x, config.temperature, run.cast, m)
-                    ratio = (shown(new, m) - shown(old, m)).exp()
-                    if iteration == epoch == n == 0:
-                        check_ratio(ratio, run.dtype)
-                    pg = policy_loss(new, old, adv, m, config.clip)
-                    (pg * share).backward()
-                    v = forward_values(critic, x, run.cast)
-                    vl = value_loss(v, old_v, ret, m, config.value_clip)
-                    (vl * share).backward()
-                    with torch.no_grad():
-                        step_stats[:6] += share * torch.stack([
-                            pg, vl, masked_mean((ratio - 1) - ratio.log(), m), masked_mean(((ratio - 1).abs() > config.clip).float(), m),
-                            masked_mean(((v - old_v).abs() > config.value_clip).float(), m), masked_mean(ratio, m)])
-                if config.ptx_coef:     # pretraining gradients are added to PPO's, then one step (appendix C.4)
-                    ptx_seconds -= run.seconds()
-                    windows = max(1, round(config.ptx_ratio * size))
-                    x = shard(document_batch(text, starts, windows, block, generator(config.seed, in_round("ptx", config.round), iteration, epoch, n), run.device))
-                    for part in x.split(micro) if len(x) else ():
-                        ptx = lm_loss(forward(policy, part, run.cast), part) * len(part) / windows
-                        (config.ptx_coef * ptx).backward()
-                        step_stats[6] += ptx.detach()
-                    ptx_seconds += run.seconds()
-                update(policy, optimizer, config.lr * warm)
-                update(critic, critic_optimizer, config.critic_lr * warm)
-                ema_update(average, policy, config.ema)
-                stats.append(step_stats)
-        clock.append(run.seconds())
+            for n, mb_rows in enumerate(order.split(mb_size)):
+                mb_rows = mb_rows[rollout.lengths[mb_rows].argsort()]   # less padding in a part
+                with timed("update"):
+                    mb_stats, max_logratio = ppo_backward(policy, critic, rollout[mb_rows], config)
+                if iteration == 0 and epoch == 0 and n == 0:
+                    check_ratio(max_logratio, run.dtype)        # nothing was updated: π = π_old
+                with timed("ptx"):
+                    ptx_rng = generator(config.seed, in_round("ptx", config.round), iteration,
+                                        epoch, n)
+                    ptx_loss = ptx_backward(policy, text, n_windows, ptx_rng, config)
+                with timed("update"):
+                    norm = update(policy, optimizer, lr)
+                    critic_norm = update(critic, critic_optimizer, critic_lr)
+                    ema_update(ema_policy, policy, config.ema)
+                stats.append(torch.cat([mb_stats, ptx_loss[None]]))
 
-        # 6. what happened, by TRL's names
-        kl = shown(logprobs - ref_logprobs, mask)
-        k1, k3 = kl.sum(1).mean().item(), shown(torch.expm1(-kl) + kl, mask).sum(1).mean().item()
-        state["episode"], state["kl"] = state["episode"] + config.episodes, k1
-        names = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg", "val/clipfrac_avg", "val/ratio", "loss/ptx_avg"]
-        metrics = {
-            "episode": state["episode"], "objective/kl": k1, "objective/kl_k3": k3, "objective/beta": beta,
-            "objective/entropy": -shown(logprobs, mask).sum(1).mean().item(), "objective/scores": scores.mean().item(),
-            "objective/non_score_reward": -beta * k1, "objective/rlhf_reward": rewards.sum(1).mean().item(),
-            **dict(zip(names, all_reduce(torch.stack(stats)).mean(0).tolist())),
-            "val/explained_variance": 1 - (masked_mean((returns - values - masked_mean(returns - values, mask)) ** 2, mask)
-                                           / masked_mean((returns - masked_mean(returns, mask)) ** 2, mask).clamp(min=1e-8)).item(),
-            "response/length": mask.sum(1).float().mean().item(), "response/eos_fraction": has_eos.float().mean().item(),
-            "lr": config.lr * warm, "seconds/rollout": clock[1] - clock[0], "seconds/score": clock[2] - clock[1], "seconds/reference": clock[3] - clock[2],
-            "seconds/update": clock[4] - clock[3] - ptx_seconds, "seconds/ptx": ptx_seconds,
-            "tokens_per_second/rollout": mask.sum().item() / (clock[1] - clock[0]),
-        }
+        # 6. what happened, under the names that TRL uses
+        metrics = rollout_metrics(rollout, scores, rewards, beta)
+        metrics |= zip([*STATS, "loss/ptx_avg"], torch.stack(stats).mean(0).tolist())
+        state["episode"] += config.episodes
+        state["kl"] = metrics["objective/kl"]
+        metrics |= {"episode": state["episode"], "objective/beta": beta, "lr": lr,
+                    "policy/grad_norm": norm, "val/grad_norm": critic_norm}
+        metrics |= {"seconds/" + name: seconds for name, seconds in timed.seconds.items()}
+        metrics["tokens_per_second/rollout"] = rollout.mask.sum().item() / timed.seconds["rollout"]
         if config.adaptive_kl:
-            state["beta"] = adapt_beta(beta, k1, config.adaptive_kl, config.episodes)
+            state["beta"] = adapt_beta(beta, state["kl"], config.adaptive_kl, config.episodes)
         if (iteration + 1) % config.eval_every == 0 or iteration + 1 == config.iterations:
-            metrics |= heldout_metrics(average, heldout, reward_model, judge, vocab, run, generator(config.seed, "eval"))
-            metrics["eval/pretrain_loss"], _ = text_loss(average, val, val_starts, block, run.device, run.cast)
+            metrics |= heldout_metrics(ema_policy, heldout_rows, heldout_text, raw_scores, run)
+            progress.write(f"iteration {iteration + 1}: {eval_line(metrics)}")
         run.log(iteration, metrics)
-        state["first"] = state["first"] or {key: metrics[key] for key, *_ in ALARMS}
-        for sentence in alarms(metrics, state["first"], state["raised"]):
+        for sentence in alarms(metrics, state):
             progress.write(sentence)
-        progress.set_postfix_str(f"score {metrics['objective/scores']:.2f} KL {k1:.1f}", refresh=False)
-        if "eval/score" in metrics:
-            progress.write(f"iteration {iteration + 1}: " + ", ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
-        run.checkpoint(iteration + 1, policy=policy, critic=critic, average=average, optimizer=optimizer, critic_optimizer=critic_optimizer, state=state)
+        progress.set_postfix_str(f"score {scores.mean():.2f} KL {state['kl']:.1f}", refresh=False)
+        run.checkpoint(iteration + 1, **saved)
 
-    run.finish(average, {"kl": state["kl"], "beta": state["beta"]})
-    become("evaluate", config, *evaluation)
-
-
-# what a run should not do: (metric, is it so, given the first iteration's value, what it means and what to run)
-ALARMS = [
-    ("objective/kl", lambda now, first: now > 30, "the policy runs away from SFT: raise --beta or lower --lr; if the score is flat as well, pytest -k kl"),
-    ("response/eos_fraction", lambda now, first: now < first / 2, "answers no longer end by themselves: is EOS among the SFT targets, the score on the last token? pytest -k \"eos or last\""),
-    ("objective/entropy", lambda now, first: now < first / 10, "the policy answers the same whatever is asked: raise --beta or lower --lr; pytest -k \"whiten or clip\""),
-    ("policy/approxkl_avg", lambda now, first: now > 0.1, "an update moves the policy far from the rollout's: lower --lr or --epochs; pytest -k \"clip or first_minibatch\""),
-    ("val/explained_variance", lambda now, first: now < min(-1, first), "the critic is worse than a constant: lower --critic_lr; pytest -k \"gae or value\""),
-]
-
-
-def alarms(metrics, first, raised):
-    """Sentences about what has just begun to go wrong; each kind once, remembered in the list `raised`."""
-    found = [(key, why) for key, wrong, why in ALARMS if key not in raised and wrong(metrics[key], first[key])]
-    raised += [key for key, _ in found]
-    return [f"warning: {key} is {metrics[key]:.3g}, {first[key]:.3g} at first: {why}" for key, why in found]
-
-
-def first_scale(scores, name):
-    """[mean, standard deviation] of a function's scores of SFT's answers. Raises UserError if they are all the same."""
-    if scores.max() == scores.min():
-        raise UserError(f"--reward={name} gave all {len(scores)} answers of the first rollout the same score, {scores[0].item():g}: "
-                        f"there is nothing to learn from; let it tell such answers apart, or take more --episodes")
-    return [scores.mean().item(), scores.std().item()]
-
-
-def check_ratio(ratio, dtype):
-    """On the first minibatch nothing has been updated, so π / π_old is 1, up to rounding: in bf16 a log-probability has two or three digits."""
-    bound = 1e-4 if dtype == torch.float32 else 0.25
-    worst = ratio.log().abs().max().item()
-    if not worst < bound:
-        raise UserError(f"on the first minibatch the log ratio reaches {worst:.2g}, more than {bound:g}: the update computes other log-probabilities than the "
-                        f"rollout (dropout on? other padding, mask or temperature?)")
+    run.finish(ema_policy, {"kl": state["kl"], "beta": state["beta"]})
+    evaluate_run(run)
 
 
 if __name__ == "__main__":

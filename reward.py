@@ -1,60 +1,71 @@
 """
-Stage 2: the reward model. Ranked answers in, a network that scores an answer with one number out.
+Stage 2: the reward model. Ranked answers in, a network that gives an answer one number out.
 
-    python reward.py                       # samples answers from sft.pt, has them ranked, trains: about two minutes
-    python reward.py --sources=file        # trains on the folder's comparisons.jsonl, without sampling
+    python reward.py                       # samples answers from sft.pt, has them ranked, trains
+    python reward.py --sources=file        # trains on the folder's comparisons.jsonl alone
     python reward.py --answers=9 --epochs=2
-    python reward.py --round=2             # more comparisons, on PPO's answers, and a new model of all of them: reward-2.pt
+    python reward.py --round=2             # adds comparisons of PPO's answers: reward-2.pt
+    python reward.py --fold=2              # of the other half of the comparisons: reward-eval.pt
 
-Stage 2a, comparisons.py, samples K answers to a prompt and has them ranked. Here all their K(K−1)/2 pairs form one
-batch element, and each answer goes through the network once (Ouyang et al. 2022, section 3.5).
+comparisons.py samples and ranks K answers to a prompt. Here all their K(K − 1)/2 pairs are one
+element of a batch, and each answer goes through the network once (Ouyang et al. 2022, section 3.5).
 """
+import plumbing.cpu     # first: settings that only work before torch is loaded
 import math
 import os
 from dataclasses import dataclass
 
-from common import (Common, Run, adamw, all_reduce, bar, cosine, entry, epoch_batches, generator, in_round, model_from, pad, parse, policy_before,
-                    rounds_before, shard, update)     # before torch: it says how threads wait
-from comparisons import agreement, encode_comparisons, sampled_comparisons, which_half
-from data import UserError, load_judge, read_jsonl
-from model import ScalarGPT
-
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from common import adamw, cosine, epoch_batches, generator, micro_batches, pad, to_float32, update
+from comparisons import gather_comparisons
+from data import UserError, load_judge, read_jsonl
+from data.comparisons import (encode_comparisons, labeler_agreement, share_of_pairs,
+                              which_half)
+from model import ScalarGPT
+from plumbing.command_line import Common, entry, flag, parse
+from plumbing.device import to_device
+from plumbing.processes import all_reduce
+from plumbing.run import open_run, progress_bar
+from plumbing.stages import in_round, policy_before, rounds_before
 
 
 @dataclass
 class Config(Common):
-    prompts: int = 0            # training prompts to sample answers for; 0: 12,000, and 4,000 in a further round
-    heldout: int = 900          # held-out prompts, to measure accuracy on
-    answers: int = 4            # K, answers a prompt; the paper has 4 to 9
-    others: int = 0             # of the K answers, real ones to other prompts, where demonstrations are what is compared: they teach what fits a prompt
-    sources: str = "auto"       # where comparisons come from: judge, demonstrations, file, or several joined by +
-    fold: str = "auto"          # the half of the comparisons to train on, 1 or 2, or all; auto: all where a judge evaluates, else 1
-    name: str = "reward"        # of the checkpoint in OUT
-    round: int = 1              # from 2 on: comparisons of the policy of the round before are added to the old ones
-    epochs: int = 1             # more overfit, the paper says
-    batch: int = 16             # prompts a step, with all their pairs
-    micro: int = 0              # prompts a forward pass, to save memory (gradients add up); 0 is the whole batch
-    lr: float = 6e-4            # peak learning rate: cosine to a tenth
-    weight_decay: float = 0.1   # on matrices
-    warmup: int = 10            # steps
+    prompts: int = flag(0, "training prompts to sample answers for; 0: 12,000, in a further round "
+                           "4,000")
+    heldout: int = flag(900, "held-out prompts, to measure accuracy on")
+    answers: int = flag(4, "K, answers per prompt; the paper has 4 to 9")
+    others: int = flag(0, "of the K answers, real ones to other prompts, where demonstrations are "
+                          "compared: they teach what fits a prompt")
+    sources: str = flag("auto", "of comparisons: judge, demonstrations, file, or some joined by +")
+    fold: str = flag("auto", "half of the comparisons to train on: 1, 2 or all; auto: all with a "
+                             "judge, else 1")
+    round: int = flag(1, "from 2 on: comparisons of the policy of the round before are added")
+    epochs: int = flag(1, "more overfit, the paper says")
+    batch: int = flag(16, "prompts per step, with all their pairs")
+    micro_batch_size: int = flag(0, "prompts per forward pass, to save memory; 0: the batch")
+    lr: float = flag(6e-4, "peak learning rate: cosine to a tenth")
+    weight_decay: float = flag(0.1, "on matrices")
+    warmup: int = flag(10, "steps")
 
 
 SMOKE = {"prompts": 64, "heldout": 32, "answers": 4}
 
 
 def ranking_loss(scores, ranks):
-    """Mean of −log σ(r_better − r_worse) over all pairs of the batch (Ouyang et al. 2022, eq. 1), in nats.
+    """Mean of −log σ(r_better − r_worse) over all pairs of the batch (eq. 1), in nats.
 
-    scores (B, K), ranks (B, K): 1 is best, equal ranks are ties and make no pair, rank 0 is an empty slot, whose
-    score is ignored even if it is NaN. No pair at all gives 0, still differentiable.
+    scores (B, K), ranks (B, K): 1 is best. Equal ranks are ties and make no pair. Rank 0 is an
+    empty slot, whose score is ignored even if it is NaN. Without a pair the loss is 0, and
+    backward() works. Eq. 1 is a mean over each prompt's pairs; this weighs a prompt by its pairs.
     """
     better = better_pairs(ranks)
-    scores = scores.float() if scores.dtype in (torch.bfloat16, torch.float16) else scores
-    scores = torch.where(ranks > 0, scores, torch.zeros_like(scores))
-    margin = scores[:, :, None] - scores[:, None, :]                    # (B, K, K): row's score − column's
-    losses = torch.where(better, F.softplus(-margin), torch.zeros_like(margin))
+    scores = torch.where(ranks > 0, to_float32(scores), 0.0)
+    margin = scores[:, :, None] - scores[:, None, :]        # (B, K, K): row's score − column's
+    losses = torch.where(better, F.softplus(-margin), 0.0)  # softplus(−m) = −log σ(m)
     return losses.sum() / better.sum().clamp(min=1)
 
 
@@ -64,158 +75,207 @@ def better_pairs(ranks):
     return (ranks[:, :, None] < ranks[:, None, :]) & real[:, :, None] & real[:, None, :]
 
 
-def accuracy(scores, ranks):
-    """Share of pairs that the scores order as the ranks do, equal scores counting half → (share, number of pairs)."""
+def ordered_right(scores, ranks):
+    """Pairs that the scores order as the ranks do, equal scores counting half → (right, all) (B,).
+    """
     better = better_pairs(ranks)
     margin = scores[:, :, None] - scores[:, None, :]
-    right = (margin > 0).float() + 0.5 * (margin == 0).float()
-    n = int(better.sum())
-    return (right[better].sum().item() / n if n else float("nan")), n
+    right = torch.where(better, (margin > 0).float() + 0.5 * (margin == 0), 0.0)
+    return right.sum((1, 2)), better.sum((1, 2))
 
 
-def slots(values, k, device, dtype=None):
-    """Lists of up to k numbers → (B, k), empty slots 0."""
-    return torch.tensor([[*v, *[0] * (k - len(v))] for v in values], device=device, dtype=dtype)
+def count_pairs(items):
+    """Pairs of answers with different ranks. items: [(token lists, ranks, gold scores or None)]."""
+    return sum(a < b for _, ranks, _ in items for a in ranks for b in ranks)
 
 
-def scores_of(model, items, vocab, run, size=None):
-    """Scores (B, K) of comparisons, each answer once through the network, and their ranks (B, K)."""
-    k = max(len(tokens) for tokens, _, _ in items)
-    flat = [t for tokens, _, _ in items for t in tokens]
-    tokens, lengths = pad(flat, vocab.pad, run.device)
-    with run.cast:
-        parts = [model.score(tokens[i][:, :int(lengths[i].max())], lengths[i]) for i in torch.arange(len(flat)).split(size or len(flat))]
-    scores = torch.zeros(len(items), k, device=run.device)
-    ranks = slots([r for _, r, _ in items], k, run.device)
-    return scores.masked_scatter(ranks > 0, torch.cat(parts).float()), ranks
+def pad_numbers(rows):
+    """Lists of up to K numbers → (B, K), empty slots 0."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+def score_sequences(model, sequences, vocab):
+    """Token lists → scores (n,)."""
+    tokens, lengths = pad(sequences, vocab.pad, model.device, multiple=1)
+    return model.score(tokens, lengths)
+
+
+def scores_of(model, items, vocab):
+    """Scores (B, K) of comparisons, each answer once through the network, and ranks (B, K)."""
+    found = score_sequences(model, [a for answers, _, _ in items for a in answers], vocab)
+    ranks = to_device(pad_numbers([ranks for _, ranks, _ in items]), model.device)
+    return torch.zeros(ranks.shape, device=model.device).masked_scatter(ranks > 0, found), ranks
+
+
+def reward_backward(model, items, vocab, micro_batch_size):
+    """Add the gradient of ranking_loss on a batch of comparisons → (loss, accuracy)."""
+    loss = torch.zeros((), device=model.device)
+    n_right = torch.zeros((), device=model.device)
+    n_pairs = count_pairs(items)
+    for micro in micro_batches(items, micro_batch_size):
+        scores, ranks = scores_of(model, micro, vocab)
+        micro_loss = ranking_loss(scores, ranks) * (count_pairs(micro) / n_pairs)
+        micro_loss.backward()
+        loss += micro_loss.detach()
+        n_right += ordered_right(scores.detach(), ranks)[0].sum()
+    return all_reduce(loss).item(), all_reduce(n_right).item() / n_pairs
 
 
 @torch.no_grad()
-def evaluate(model, items, vocab, run):
-    """→ (accuracy, pairs, accuracy of the gold score as the ceiling or None, half-width of the 95 % interval over prompts, mean loss).
+def heldout_accuracy(model, items, vocab):
+    """Accuracy, its 95 % interval, pairs and loss on held-out comparisons, as a dictionary.
 
-    The ceiling is over the items that carry gold scores."""
+    A prompt's pairs hang together, so the interval is over prompts. ceiling is the accuracy of the
+    gold score itself, on the items that have one; None without.
+    """
     model.eval()
-    right, counts, losses, ceiling, known = [], [], [], 0.0, 0
+    right, pairs, gold_counts, loss = [], [], [], 0.0
     for start in range(0, len(items), 64):
         part = items[start:start + 64]
-        scores, ranks = scores_of(model, part, vocab, run)
-        losses.append(ranking_loss(scores, ranks).item() * len(part))
-        for i in range(len(part)):
-            a, n = accuracy(scores[i:i + 1], ranks[i:i + 1])
-            right.append(a * n)
-            counts.append(n)
-            if part[i][2]:
-                ceiling += accuracy(slots([part[i][2]], ranks.size(1), run.device, torch.float), ranks[i:i + 1])[0] * n
-                known += n
-    total, right, counts = sum(counts), torch.tensor(right), torch.tensor(counts)
-    mean = right.sum() / total
-    ci = 1.96 * ((right - mean * counts) ** 2).sum().sqrt() / total      # a prompt's pairs are not independent: cluster by prompt
-    return mean.item(), total, (ceiling / known if known else None), ci.item(), sum(losses) / len(items)
+        scores, ranks = (x.cpu() for x in scores_of(model, part, vocab))
+        loss += ranking_loss(scores, ranks).item() * count_pairs(part) / count_pairs(items)
+        n_right, n_pairs = ordered_right(scores, ranks)
+        right += n_right.tolist()
+        pairs += n_pairs.tolist()
+        if known := [(ranks, gold) for _, ranks, gold in part if gold]:
+            known_ranks, golds = (pad_numbers(rows) for rows in zip(*known))
+            gold_counts.append([n.sum().item() for n in ordered_right(golds, known_ranks)])
+    accuracy, ci = share_of_pairs(right, pairs)
+    gold_right, gold_pairs = map(sum, zip(*gold_counts)) if gold_counts else (0, 0)
+    return {"accuracy": accuracy, "accuracy_ci": ci, "loss": loss, "pairs": sum(pairs),
+            "ceiling": gold_right / gold_pairs if gold_pairs else None}
+
+
+@torch.no_grad()
+def shift_scores(model, demonstrations, answers, vocab):
+    """Shift the scores so that demonstrations have 0 on average, as the paper does.
+
+    Both are token lists. → mean and standard deviation of the answers' scores, for PPO's rule on a
+    missing EOS.
+    """
+    def scores(sequences):
+        parts = [sequences[i:i + 128] for i in range(0, len(sequences), 128)]
+        return torch.cat([score_sequences(model, part, vocab) for part in parts])
+    model.shift += scores(demonstrations).mean().item()
+    found = scores(answers)
+    return found.mean().item(), found.std().item()
+
+
+def check_config(config):
+    if not 2 <= config.answers <= 9:
+        raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
+    if not 0 <= config.others < config.answers:
+        raise UserError(f"--others={config.others}: of --answers={config.answers} one is the "
+                        f"demonstration, so 0 to {config.answers - 1} can be others")
+    if config.fold == "2" and config.round > 1:
+        raise UserError("--fold=2 makes the reward model that evaluates: leave out --round")
 
 
 def main():
     config = parse(Config, __doc__, SMOKE)
-    if not 2 <= config.answers <= 9:
-        raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
-    if not 0 <= config.others < config.answers:
-        raise UserError(f"--others={config.others}: of --answers={config.answers} one is the demonstration, so 0 to {config.answers - 1} can be others")
+    check_config(config)
     config.prompts = config.prompts or (12000 if config.round == 1 else 4000)
-    run = Run("reward", config, parents=["sft", *rounds_before(config.round)], name=in_round(config.name, config.round))
+    stage = "reward-eval" if config.fold == "2" else in_round("reward", config.round)
+    run = open_run(stage, config, ["sft", *rounds_before(config.round)])
     if run.finished():
         return
     vocab, judge = run.vocab, load_judge(run.folder)
-    file = os.path.join(run.folder, "comparisons.jsonl")
-    sources = config.sources
-    if sources == "auto":
-        sources = "judge" if judge else "demonstrations+file" if os.path.exists(file) else "demonstrations"
-    if bad := set(sources.split("+")) - {"judge", "demonstrations", "file"}:
-        raise UserError(f"--sources={sources}: {', '.join(bad)} is not one of judge, demonstrations, file")
-    fold = which_half(config.fold, judge)
-    if {"judge", "demonstrations"} <= set(sources.split("+")):
-        raise UserError(f"--sources={sources}: answers are ranked either by the judge or against demonstrations, not both")
-    if "judge" in sources and not judge:
-        raise UserError(f"--sources={sources}: {run.folder} has no judge.py; use file or demonstrations")
-    torch.manual_seed(config.seed)
-    model = ScalarGPT.from_gpt(model_from(run.parents["sft"])).to(run.device)
+    model = ScalarGPT.from_gpt(run.load_model("sft"))
     block = model.config.block_size
-    rounds = [sampled_comparisons(run, config, judge, sources, n) for n in range(1, config.round + 1)] if sources != "file" else [[]]
-    rows = sum(rounds, [])
-    rows += read_jsonl(file, ["prompt", "responses|chosen"]) if "file" in sources else []
-    train, dropped = encode_comparisons([r for r in rows if r.get("split") != "heldout"], vocab, block, fold)
-    heldout, _ = encode_comparisons([r for r in rows if r.get("split") == "heldout"], vocab, block)
+    fold = which_half(config.fold, judge)
+    rounds = gather_comparisons(run, judge)
+    heldout_rows = [row for rows in rounds for row in rows if row.get("split") == "heldout"]
+    heldout, _ = encode_comparisons(heldout_rows, vocab, block)
+    train, dropped = encode_comparisons([row for rows in rounds for row in rows
+                                         if row.get("split") != "heldout"], vocab, block, fold)
     if not train:
-        raise UserError(f"no prompt has two answers of different rank ({dropped}); more prompts or other sources are needed")
-    print(f"{len(train):,} prompts with {dropped.pop('pairs'):,} pairs; dropped: " + ", ".join(f"{n:,} {what}" for what, n in dropped.items()))
+        raise UserError(f"no prompt has two answers of different rank ({dropped}); more prompts or "
+                        f"other sources are needed")
+    print(f"{len(train):,} prompts with {count_pairs(train):,} pairs; dropped: "
+          + ", ".join(f"{n:,} {what}" for what, n in dropped.items()))
 
-    per_epoch = -(-len(train) // config.batch)
-    steps, micro = per_epoch * config.epochs, config.micro or config.batch
-    run.compiled(model)
+    batches_per_epoch = math.ceil(len(train) / config.batch)
+    steps = batches_per_epoch * config.epochs
+    run.compile(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
-    start, lengths = run.resume(model=model, optimizer=optimizer), [max(map(len, tokens)) for tokens, *_ in train]
-    progress = bar(steps, start, config.name)
+    first = run.resume(model=model, optimizer=optimizer)
+    lengths = [max(map(len, answers)) for answers, _, _ in train]
+    progress = progress_bar(steps, first, stage)
     for step in progress:
-        epoch, i = divmod(step, per_epoch)
-        if i == 0 or step == start:
+        epoch, i = divmod(step, batches_per_epoch)
+        if i == 0 or step == first:
             batches = epoch_batches(lengths, config.batch, generator(config.seed, "epoch", epoch))
-        items = [train[j] for j in shard(batches[i])]
-        pairs = all_reduce(torch.tensor(sum(a < b for _, r, _ in items for a in r for b in r), device=run.device))
-        loss, right = torch.zeros(2, device=run.device)
         model.train()
-        for part in (items[j:j + micro] for j in range(0, len(items), micro)):
-            scores, ranks = scores_of(model, part, vocab, run)
-            share = better_pairs(ranks).sum() / pairs       # of the batch's pairs: the loss is their mean, however they are split
-            part_loss = ranking_loss(scores, ranks) * share
-            part_loss.backward()
-            loss, right = loss + part_loss.detach(), right + share * accuracy(scores.detach(), ranks)[0]
-        loss, right = all_reduce(loss), all_reduce(right).item()
-        if step == 0 and abs(loss.item() - math.log(2)) > 1e-6:
-            raise UserError(f"the first ranking loss is {loss.item():.7f}, not ln 2 = {math.log(2):.7f}: the head does not start at zero")
+        batch = [train[j] for j in batches[i]]
+        loss, accuracy = reward_backward(model, batch, vocab, config.micro_batch_size)
+        if step == 0 and abs(loss - math.log(2)) > 1e-6:
+            raise UserError(f"the first ranking loss is {loss:.7f}, not ln 2 = {math.log(2):.7f}: "
+                            f"the head does not start at zero")
         lr = config.lr * cosine(step, steps, config.warmup)
         norm = update(model, optimizer, lr)
-        metrics = {"loss": loss.item(), "accuracy": right, "lr": lr, "grad_norm": norm}
+
+        metrics = {"loss": loss, "accuracy": accuracy, "lr": lr, "grad_norm": norm}
         if heldout and (step + 1) % max(1, steps // 4) == 0:
-            metrics["eval/accuracy"], _, _, _, metrics["eval/loss"] = evaluate(model, heldout, vocab, run)
+            found = heldout_accuracy(model, heldout, vocab)
+            metrics |= {"eval/accuracy": found["accuracy"], "eval/loss": found["loss"]}
         run.log(step, metrics)
-        progress.set_postfix_str(f"loss {loss.item():.3f} accuracy {right:.2f}", refresh=False)
+        progress.set_postfix_str(f"loss {loss:.3f} accuracy {accuracy:.2f}", refresh=False)
         run.checkpoint(step + 1, model=model, optimizer=optimizer)
 
-    # demonstrations score 0 on average; PPO's rule on a missing EOS goes by mean and spread of the first answer to each
-    # prompt: a sampled one where answers were ranked, a person's where demonstrations are what is compared
-    model.eval()
-    demonstrations = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"], "train")[:1024]
-    encoded = [t for r in demonstrations if len(t := vocab.prompt(r["prompt"]) + vocab.response(r["response"])) <= block]
-    with torch.no_grad():
-        def mean_std(sequences):
-            scores, _ = scores_of(model, [([t], [1], None) for t in sequences], vocab, run, 128)
-            return scores.mean().item(), scores.std().item()
-        model.shift += mean_std(encoded)[0]
-        mean, std = mean_std([t for tokens, *_ in train[:1024] for t in tokens[:1]])
-    results = {"score_mean": mean, "score_std": std, "pairs": sum(a < b for _, r, _ in train for a in r for b in r)}
+    rows = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"],
+                      "train")[:1024]
+    demonstrations = [vocab.prompt(r["prompt"]) + vocab.response(r["response"]) for r in rows]
+    mean, std = shift_scores(model.eval(), [d for d in demonstrations if len(d) <= block],
+                             [answers[0 if judge else n % len(answers)]
+                              for n, (answers, _, _) in enumerate(train[:1024])], vocab)
+    print(f"ranked answers score {mean:.2f} ± {std:.2f}, demonstrations 0 on average")
+    results = {"score_mean": mean, "score_std": std, "pairs": count_pairs(train)}
     if heldout:
-        results["accuracy"], n, ceiling, ci, _ = evaluate(model, heldout, vocab, run)
-        print(f"held-out accuracy {results['accuracy']:.1%} ± {ci:.1%} on {n:,} pairs")
-        results["accuracy_ci"] = ci
-        if ceiling:
-            results["ceiling"] = ceiling
-            results["agreement"] = agreement(judge, [r for r in rows if r.get("split") == "heldout" and "gold" in r], config.seed)
-            print(f"the truth itself would reach {ceiling:.1%}: labelers are noisy, two of them agree on {results['agreement']:.1%} of pairs")
-    if config.round > 1 and (newest := encode_comparisons([r for r in rounds[-1] if r["split"] == "heldout"], vocab, block)[0]):
-        results["accuracy_newest"], n, ceiling, results["accuracy_newest_ci"], _ = evaluate(model, newest, vocab, run)
-        print(f"  on {policy_before(config.round)}'s answers alone {results['accuracy_newest']:.1%} ± {results['accuracy_newest_ci']:.1%} of {n:,} pairs"
-              + (f", of {ceiling:.1%} possible" if ceiling else ""))
-    print(f"sampled answers score {mean:.2f} ± {std:.2f}, demonstrations 0 on average")
-    print("\nsamples: answers, best score first")
-    shown, _ = encode_comparisons([r for r in rounds[-1] or rows if r.get("split") == "heldout"], vocab, block)
-    for item in shown[:4]:
-        with torch.no_grad():
-            scores, _ = scores_of(model, [item], vocab, run)
-        tokens = item[0][0]
-        asked, answer = (len(tokens) - tokens[::-1].index(turn) for turn in (vocab.user, vocab.assistant))      # where the last turns begin
-        print(f"  {vocab.decode(tokens[asked:answer])}")
-        for score, tokens in sorted(zip(scores[0].tolist(), item[0]), reverse=True):
-            print(f"    {score:6.2f}  {vocab.decode(tokens[answer:])}" + " …" * (tokens[-1] != vocab.eos))
+        results |= show_accuracy(model, heldout, heldout_rows, rounds[-1], judge, run)
+    show_samples(model, [row for row in rounds[-1] if row.get("split") == "heldout"], vocab)
     run.finish(model, results)
+
+
+def show_accuracy(model, heldout, rows, newest, judge, run):
+    """Print and return the held-out accuracy; in a further round also on the newest answers."""
+    found = heldout_accuracy(model, heldout, run.vocab)
+    print(f"held-out accuracy {found['accuracy']:.1%} ± {found['accuracy_ci']:.1%} on "
+          f"{found['pairs']:,} pairs")
+    results = {"accuracy": found["accuracy"], "accuracy_ci": found["accuracy_ci"]}
+    if found["ceiling"]:
+        agree = labeler_agreement(judge, [row for row in rows if "gold" in row], run.config.seed)
+        results |= {"ceiling": found["ceiling"], "agreement": agree}
+        print(f"the truth itself would reach {found['ceiling']:.1%}: labelers are noisy, two of "
+              f"them agree on {agree:.1%} of pairs")
+    items, _ = encode_comparisons([row for row in newest if row.get("split") == "heldout"],
+                                  run.vocab, model.config.block_size)
+    if run.config.round > 1 and run.config.sources != "file" and items:
+        found = heldout_accuracy(model, items, run.vocab)
+        print(f"  on {policy_before(run.config.round)}'s answers alone {found['accuracy']:.1%} ± "
+              f"{found['accuracy_ci']:.1%} of {found['pairs']:,} pairs")
+        results |= {"accuracy_newest": found["accuracy"],
+                    "accuracy_newest_ci": found["accuracy_ci"]}
+    return results
+
+
+@torch.no_grad()
+def show_samples(model, rows, vocab):
+    """Print the answers to four prompts, best score first."""
+    print("\nsamples: answers, best score first")
+    items, _ = encode_comparisons(rows, vocab, model.config.block_size)
+    for answers, _, _ in items[:4]:
+        first = answers[0]      # all begin with the same prompt
+        asked, answered = after_last(first, vocab.user), after_last(first, vocab.assistant)
+        print(f"  {vocab.decode(first[asked:answered])}")
+        scores = score_sequences(model, answers, vocab).tolist()
+        for score, tokens in sorted(zip(scores, answers), reverse=True):
+            cut_off = "" if tokens[-1] == vocab.eos else " …"
+            print(f"    {score:6.2f}  {vocab.decode(tokens[answered:])}{cut_off}")
+
+
+def after_last(tokens, token):
+    """The position after the last `token`."""
+    return len(tokens) - tokens[::-1].index(token)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,49 @@
 """
-Stage 1: supervised fine-tuning. Prompts with demonstrations in, a model that answers out (Ouyang et al. 2022, section 3.5).
+Stage 1: supervised fine-tuning. Prompts with demonstrations in, a model that answers out
+(Ouyang et al. 2022, section 3.5).
 
     python sft.py                            # about two minutes on two CPU cores
     python sft.py --epochs=16 --dropout=0.2  # the paper's
-    python sft.py --pick_by=reward.pt        # keep the epoch whose answers that reward model likes best
+    python sft.py --pick_by=reward.pt        # keep the epoch that a reward model likes best
 
-The loss is on the response alone, its end-of-text token included: the prompt is given, not learnt. Every batch
-also has pretraining text in it, as for the policy that the paper's RL starts from (appendix C.4); --pretrain_mix=0
-leaves it out. Left out: packing several demonstrations into a row.
+The loss is on the response alone, its end-of-text token included: the prompt is given, not learnt.
+Every batch also has pretraining text in it, as for the policy that the paper's RL starts from
+(appendix C.3). The two mean losses are added, each with weight 1: --pretrain_mix says how many
+windows of text there are, not how much they count; 0 leaves them out.
+Left out: packing several demonstrations into a row.
 """
+import plumbing.cpu     # first: settings that only work before torch is loaded
 import copy
+import math
 import os
 from dataclasses import dataclass
-
-from common import (Common, Run, adamw, all_reduce, at_once, bar, by_length, cosine, document_batch, document_starts, entry, epoch_batches,
-                    generator, load, model_from, pad, parse, set_dropout, shard, text_loss, update)     # before torch: it says how threads wait
-from data import UserError, read_jsonl, read_tokens
-from pretrain import lm_loss
 
 import torch
 import torch.nn.functional as F
 
+import sampling
+from common import (adamw, by_length, cosine, epoch_batches, generator, micro_batches, pad,
+                    response_mask, to_float32, update)
+from data import UserError, read_jsonl, turns_of
+from data.text import read_texts, rows_that_fit
+from plumbing.command_line import Common, entry, flag, parse
+from plumbing.device import to_device
+from plumbing.processes import all_reduce
+from plumbing.run import eval_line, open_run, progress_bar
+from pretrain import lm_backward
+
 
 @dataclass
 class Config(Common):
-    epochs: int = 2             # passes over the demonstrations
-    batch: int = 32             # demonstrations a step
-    micro: int = 0              # rows a forward pass, to save memory (gradients add up); 0 is the whole batch
-    lr: float = 1e-3            # peak learning rate: cosine to a tenth, no warm-up
-    weight_decay: float = 0.1   # on matrices
-    dropout: float = 0.0        # on embeddings and residual branches; the paper has 0.2 and 16 epochs
-    pretrain_mix: float = 0.1   # windows of pretraining text for each demonstration in a batch
-    pick_by: str = ""           # a reward model in OUT, e.g. reward.pt, that picks the epoch; empty keeps the last
-    demonstrations: int = 0     # use only so many; 0 is all
+    epochs: int = flag(2, "passes over the demonstrations")
+    batch: int = flag(32, "demonstrations per step")
+    micro_batch_size: int = flag(0, "rows per forward pass, to save memory; 0: the whole batch")
+    lr: float = flag(1e-3, "peak learning rate: cosine to a tenth, no warm-up")
+    weight_decay: float = flag(0.1, "on matrices")
+    dropout: float = flag(0.0, "on embeddings and residual branches; the paper has 0.2")
+    pretrain_mix: float = flag(0.1, "windows of pretraining text for each demonstration")
+    pick_by: str = flag("", "a reward model in OUT that picks the epoch; empty keeps the last")
+    demonstrations: int = flag(0, "use only so many; 0 is all")
 
 
 SMOKE = {"epochs": 1, "demonstrations": 640}
@@ -41,152 +52,161 @@ SMOKE = {"epochs": 1, "demonstrations": 640}
 def sft_loss(logits, tokens, mask):
     """Mean of −log p(token | what comes before it) over the tokens where mask is 1, in nats.
 
-    logits (B, T, V) of a full forward over tokens (B, T); mask (B, T) is 1 on response tokens, EOS included.
-    The logits that predict tokens[:, t] are those at t − 1, so a mask on column 0 has no logits and is ignored.
+    logits (B, T, V) of a full forward pass over tokens (B, T). mask (B, T) is 1 on response
+    tokens, EOS included. The logits that predict tokens[:, t] are those at t − 1, so column 0 has
+    none, and its mask is ignored.
     """
     targets = torch.where(mask[:, 1:] != 0, tokens[:, 1:], -100)
-    logits = logits[:, :-1]
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    logits = torch.where((targets == -100)[..., None], torch.zeros_like(logits), logits)     # inf and NaN there reach nothing
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    logits = to_float32(logits[:, :-1])
+    ignored = (targets == -100)[..., None]
+    logits = torch.where(ignored, torch.zeros_like(logits), logits)     # 0 × NaN would be NaN
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100,
+                            reduction="sum")
     return total / (targets != -100).sum().clamp(min=1)
 
 
-def encode_demonstrations(rows, vocab, block, path):
-    """→ list of (tokens, number of prompt tokens). Raises UserError with the line's text if one does not fit the block."""
-    examples = []
-    for row in rows:
-        prompt, response = vocab.prompt(row["prompt"]), vocab.response(row["response"])
-        if len(prompt) + len(response) > block:
-            raise UserError(f"{path}: a demonstration has {len(prompt)} + {len(response)} tokens, the block {block}: shorten it or take a larger --size "
-                            f"(prompt: {str(row['prompt'])[:60]})")
-        examples.append((prompt + response, len(prompt)))
-    return examples
+def encode_demonstrations(rows, vocab):
+    """Rows of demonstrations.jsonl → [(tokens of prompt and response, number of prompt tokens)]."""
+    pairs = [(vocab.prompt(row["prompt"]), vocab.response(row["response"])) for row in rows]
+    return [(prompt + response, len(prompt)) for prompt, response in pairs]
 
 
-def batch_of(examples, vocab, device):
-    """→ tokens (B, T) right-padded, mask (B, T): 1 on the response and its EOS."""
+def collate(examples, vocab, device):
+    """Examples → tokens (B, T) right-padded, mask (B, T): 1 on the response and its EOS."""
     tokens, lengths = pad([t for t, _ in examples], vocab.pad, device)
-    starts = torch.tensor([p for _, p in examples], device=device)
-    columns = torch.arange(tokens.size(1), device=device)
-    return tokens, (columns >= starts[:, None]) & (columns < lengths[:, None])
+    prompt_lengths = torch.tensor([n for _, n in examples])
+    return tokens, to_device(response_mask(prompt_lengths, lengths, tokens.size(1)), device)
+
+
+def sft_backward(model, examples, mean_batch_tokens, vocab, micro_batch_size):
+    """Add the gradient of (summed loss ÷ mean_batch_tokens) → the mean loss per response token.
+
+    mean_batch_tokens: response tokens of an average batch. To divide by the batch's own number
+    would weigh the tokens of short answers more, since a batch's answers have similar lengths.
+    """
+    total = torch.zeros((), device=model.device)
+    for micro in micro_batches(examples, micro_batch_size):
+        tokens, mask = collate(micro, vocab, model.device)
+        loss = sft_loss(model(tokens), tokens, mask) * mask.sum()
+        (loss / mean_batch_tokens).backward()
+        total += loss.detach()
+    return all_reduce(total) / response_tokens(examples)
+
+
+def response_tokens(examples):
+    return sum(len(tokens) - n_prompt for tokens, n_prompt in examples)
 
 
 @torch.no_grad()
-def heldout_loss(model, examples, vocab, run):
+def heldout_loss(model, examples, vocab):
     """Mean loss per response token over `examples`."""
-    model.eval()
-    total, n = 0.0, 0
-    longest = max(len(t) for t, _ in examples)
-    for rows in by_length([len(t) for t, _ in examples], at_once(128, longest, model.config)):
-        tokens, mask = batch_of([examples[i] for i in rows.tolist()], vocab, run.device)
-        with run.cast:
-            logits = model(tokens)
-        total, n = total + sft_loss(logits, tokens, mask).item() * mask.sum().item(), n + mask.sum().item()
-    return total / n
+    lengths = [len(tokens) for tokens, _ in examples]
+    total = 0.0
+    for rows in by_length(lengths, rows_that_fit(128, max(lengths), model.config)):
+        tokens, mask = collate([examples[i] for i in rows.tolist()], vocab, model.device)
+        total += (sft_loss(model(tokens), tokens, mask) * mask.sum()).item()
+    return total / response_tokens(examples)
+
+
+def answer(model, rows, vocab, rng):
+    """A sampled answer to each row's prompt, as long as the block allows → (prompts, responses)."""
+    prompts = [vocab.prompt(row["prompt"]) for row in rows]
+    room = model.config.block_size - max(map(len, prompts))
+    return prompts, sampling.generate(model, prompts, room, eos=vocab.eos, generator=rng)
 
 
 @torch.no_grad()
-def mean_score(model, reward_model, prompts, vocab, run, max_new_tokens):
-    """Mean reward-model score of one sampled answer to each prompt."""
-    with run.cast:
-        news = model.generate(prompts, max_new_tokens, eos=vocab.eos, generator=generator(run.config.seed, "pick"))
-        tokens, lengths = pad([p + n for p, n in zip(prompts, news)], vocab.pad, run.device)
-        return reward_model.score(tokens, lengths).mean().item()
+def mean_score(model, reward_model, rows, vocab, rng):
+    """Mean reward-model score of one sampled answer to each row's prompt."""
+    prompts, responses = answer(model, rows, vocab, rng)
+    tokens, lengths = pad([p + r for p, r in zip(prompts, responses)], vocab.pad, model.device)
+    return reward_model.score(tokens, lengths).mean().item()
+
+
+def heldout_metrics(model, examples, rows, text, reward_model, run):
+    """Losses on held-out text and demonstrations; with --pick_by the reward model's mean score."""
+    metrics = {"eval/pretrain_loss": text.loss(model)[0]}
+    if examples:
+        metrics["eval/loss"] = heldout_loss(model, examples, run.vocab)
+    if reward_model:
+        metrics["eval/score"] = mean_score(model, reward_model, rows[:256], run.vocab,
+                                           generator(run.config.seed, "pick"))
+    return metrics
 
 
 def main():
     config = parse(Config, __doc__, SMOKE)
-    run = Run("sft", config, parents=["pretrain"])
+    run = open_run("sft", config, parents=["pretrain"])
     if run.finished():
         return
-    vocab, base = run.vocab, run.parents["pretrain"]
-    model = model_from(base).to(run.device)
-    set_dropout(model, config.dropout)
-    run.compiled(model)
+    vocab, model = run.vocab, run.load_model("pretrain")
+    model.set_dropout(config.dropout)
+    run.compile(model)
+    optimizer = adamw(model, config.lr, config.weight_decay)
     block = model.config.block_size
+    text, heldout_text = read_texts(run, block)
+
     path = os.path.join(run.folder, "demonstrations.jsonl")
     rows = read_jsonl(path, ["prompt", "response"], "train")
-    rows = rows[:config.demonstrations or len(rows)]
-    train = encode_demonstrations(rows, vocab, block, path)
-    held_rows = [r for r in read_jsonl(path, ["prompt", "response"]) if r.get("split") == "heldout"]
-    heldout = encode_demonstrations(held_rows, vocab, block, path)
-    text, val = (read_tokens(os.path.join(run.folder, f), vocab) for f in ("train.bin", "val.bin"))
-    starts, val_starts = document_starts(text, vocab.eos, block), document_starts(val, vocab.eos, block)
-    reward_model = None
-    if config.pick_by:
-        checkpoint = load(os.path.join(config.out, config.pick_by), "reward")
-        run.check(config.pick_by, checkpoint, ("size", "vocab"))
-        reward_model = model_from(checkpoint).to(run.device)
-    optimizer = adamw(model, config.lr, config.weight_decay)
-    per_epoch = -(-len(train) // config.batch)
-    steps = per_epoch * config.epochs
-    usual = sum(len(t) - p for t, p in train) / per_epoch       # response tokens of a batch, on average
-    picked = {"score": float("-inf")}
-    print(f"{len(train):,} demonstrations ({sum(len(t) - p for t, p in train):,} response tokens), {len(heldout):,} held out, {steps:,} steps")
+    heldout_rows = [row for row in read_jsonl(path, ["prompt", "response"])
+                    if row.get("split") == "heldout"]       # there may be none
+    train = encode_demonstrations(rows[:config.demonstrations or len(rows)], vocab)
+    heldout = encode_demonstrations(heldout_rows, vocab)
+    lengths = [len(tokens) for tokens, _ in train]
+    longest, n_prompt = max(train + heldout, key=lambda example: len(example[0]))
+    if len(longest) > block:
+        raise UserError(f"{path}: a demonstration has {len(longest)} tokens, the block {block}: "
+                        f"shorten it or take a larger --size "
+                        f"(prompt: {vocab.decode(longest[:n_prompt])[:60]})")
+    batches_per_epoch = math.ceil(len(train) / config.batch)
+    steps = batches_per_epoch * config.epochs
+    mean_batch_tokens = response_tokens(train) / batches_per_epoch
+    print(f"{len(train):,} demonstrations ({response_tokens(train):,} response tokens), "
+          f"{len(heldout):,} held out, {steps:,} steps")
 
-    start, lengths = run.resume(model=model, optimizer=optimizer, picked=picked), [len(t) for t, _ in train]
-    progress = bar(steps, start, "sft")
+    reward_model = run.load_reward_model(config.pick_by) if config.pick_by else None
+    held = heldout, heldout_rows, heldout_text, reward_model, run
+    best = {"score": float("-inf")}
+    first = run.resume(model=model, optimizer=optimizer, best=best)
+    progress = progress_bar(steps, first, "sft")
     for step in progress:
-        epoch, i = divmod(step, per_epoch)
-        if i == 0 or step == start:
+        epoch, i = divmod(step, batches_per_epoch)
+        if i == 0 or step == first:
             batches = epoch_batches(lengths, config.batch, generator(config.seed, "epoch", epoch))
-        examples = [train[j] for j in shard(batches[i]) or batches[i][:1]]
-        tokens, mask = batch_of(examples, vocab, run.device)
-        mask = mask & bool(shard(batches[i]))        # a process that no row is left for takes part with nothing
-        torch.manual_seed(config.seed * 1_000_003 + step)     # dropout
+        batch = [train[j] for j in batches[i]]
+        torch.manual_seed(config.seed * 1_000_003 + step)     # dropout draws from the global one
         model.train()
-        loss = 0.0
-        for t, m in zip(tokens.split(config.micro or len(tokens)), mask.split(config.micro or len(mask))):
-            with run.cast:
-                logits = model(t)
-            part = sft_loss(logits, t, m) * m.sum()
-            (part / usual).backward()       # a batch's answers are of like length: by its own mean, the short ones would be learnt too well
-            loss += part.detach()
-        metrics = {"loss": (all_reduce(loss) / all_reduce(mask.sum())).item(), "epoch": step / per_epoch}
-        if windows := round(config.pretrain_mix * len(batches[i])):
-            x = shard(document_batch(text, starts, windows, block, generator(config.seed, "mix", step), run.device))
-            text_part = torch.zeros((), device=run.device)
-            for t in x.split(config.micro or len(x)) if len(x) else ():
-                with run.cast:
-                    logits = model(t)
-                part = lm_loss(logits, t) * len(t) / windows
-                part.backward()
-                text_part += part.detach()
-            metrics["loss/pretrain"] = all_reduce(text_part).item()
+        loss = sft_backward(model, batch, mean_batch_tokens, vocab, config.micro_batch_size)
+        metrics = {"loss": loss.item(), "epoch": step / batches_per_epoch}
+        if n := round(config.pretrain_mix * len(batch)):
+            windows = text.batch(n, generator(config.seed, "mix", step))
+            pretrain_loss = lm_backward(model, windows, config.micro_batch_size)
+            metrics["loss/pretrain"] = pretrain_loss.item()
         metrics["lr"] = config.lr * cosine(step, steps)
         metrics["grad_norm"] = update(model, optimizer, metrics["lr"])
 
-        if i == per_epoch - 1:      # the end of an epoch
+        if i == batches_per_epoch - 1:
             model.eval()
-            if heldout:
-                metrics["eval/loss"] = heldout_loss(model, heldout, vocab, run)
-            metrics["eval/pretrain_loss"], _ = text_loss(model, val, val_starts, block, run.device, run.cast)
-            if reward_model:
-                prompts = [vocab.prompt(r["prompt"]) for r in held_rows[:256]]
-                room = block - max(map(len, prompts))
-                metrics["eval/score"] = mean_score(model, reward_model, prompts, vocab, run, room)
-                if metrics["eval/score"] > picked["score"]:
-                    picked.update(score=metrics["eval/score"], epoch=epoch + 1, model=copy.deepcopy(model.state_dict()))
-            progress.write(f"epoch {epoch + 1}: " + ", ".join(f"{k.split('/')[1]} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/")))
+            metrics |= heldout_metrics(model, *held)
+            if metrics.get("eval/score", float("-inf")) > best["score"]:
+                best.update(score=metrics["eval/score"], epoch=epoch + 1,
+                            model=copy.deepcopy(model.state_dict()))
+            progress.write(f"epoch {epoch + 1}: {eval_line(metrics)}")
         run.log(step, metrics)
         progress.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
-        run.checkpoint(step + 1, model=model, optimizer=optimizer, picked=picked)
+        run.checkpoint(step + 1, model=model, optimizer=optimizer, best=best)
 
     if reward_model:
-        print(f"epoch {picked['epoch']} is kept, by reward-model score")
-        model.load_state_dict(picked["model"])
-    model.eval()
-    model.config.dropout = 0.0
-    results = {"pretrain_loss": text_loss(model, val, val_starts, block, run.device, run.cast)[0]}
+        print(f"epoch {best['epoch']} is kept, by reward-model score")
+        model.load_state_dict(best["model"])
+    model.eval().set_dropout(0.0)
+    results = {k.removeprefix("eval/"): v for k, v in heldout_metrics(model, *held).items()}
     if heldout:
-        results["loss"] = heldout_loss(model, heldout, vocab, run)
         print("\nsamples, for held-out prompts:")
-        chosen = held_rows[:6]
-        prompts = [vocab.prompt(r["prompt"]) for r in chosen]
-        news = model.generate(prompts, block - max(map(len, prompts)), eos=vocab.eos, generator=generator(config.seed, "samples"))
-        for row, new in zip(chosen, news):
-            print(f"  {row['prompt'] if isinstance(row['prompt'], str) else row['prompt'][-1]['content']}\n    → {vocab.decode(new)}")
+        _, responses = answer(model, heldout_rows[:6], vocab, generator(config.seed, "samples"))
+        for row, response in zip(heldout_rows, responses):
+            question = turns_of(row["prompt"])[-1]["content"]
+            print(f"  {question}\n    → {vocab.decode(response)}")
     run.finish(model, results)
 
 

@@ -1,13 +1,15 @@
 """
-What can be learnt from 2,000 comparisons by people: HH-RLHF's harmless-base test split, 2,000 to train on and 299 held out.
+What can be learnt from 2,000 comparisons by people: HH-RLHF's harmless-base test split.
 
-    python experiments/hh_rlhf.py --source=harmless-base/test.jsonl.gz            # part 0, seeds 1 to 3
+    python experiments/hh_rlhf.py --source=harmless-base/test.jsonl.gz      # part 0, seeds 1 to 3
     python experiments/hh_rlhf.py --source=… --parts=0,1,2 --seeds=1,2,3 --reward=--epochs=2
 
-For each part (other pairs held out) vocabulary and base are made anew, for each seed SFT and reward model. Prints the
-held-out accuracy of the reward model, of length alone, and of a bag of words: logistic regression on which words each answer has.
+2,000 comparisons are for training, 299 are held out. For each part (other pairs held out)
+vocabulary and base are made anew, for each seed SFT and reward model. Prints the held-out accuracy
+of the reward model, of length alone, and of a bag of words: logistic regression on which words
+each answer has.
 """
-import argparse
+
 import collections
 import json
 import math
@@ -16,13 +18,13 @@ import re
 import subprocess
 import sys
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-import common  # noqa: E402
-from data import read_jsonl  # noqa: E402
+from project import ROOT
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
+from data import read_jsonl
+from plumbing.checkpoint import load
+from plumbing.command_line import Parser, entry
 
 DATA = os.path.join(ROOT, "data", "hh_rlhf")
 
@@ -43,7 +45,10 @@ def frequent(rows):
 
 
 def margins(rows, words=None):
-    """(n, features): of each pair, the chosen answer's features less the rejected one's. log(1 + count) of each word, and of all of them: the length."""
+    """(n, features): of each pair, the chosen answer's features less the rejected one's.
+
+    Features: log(1 + count) of each word, and of all words together, which is the length.
+    """
     number = {w: i for i, w in enumerate(words or ())}
     x = torch.zeros(len(rows), len(number) + 1)
     for i, row in enumerate(rows):
@@ -56,32 +61,45 @@ def margins(rows, words=None):
 
 
 def logistic(x, y, decay):
-    """Fit on pairs x → shares of pairs y that it orders right, equal scores counting half, as a list."""
+    """Fit on pairs x → for each pair of y 1 if it is ordered right, 0 if not, ½ for a tie."""
     w = torch.zeros(x.size(1), requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=100)
 
     def closure():
         optimizer.zero_grad()
-        loss = F.softplus(-x @ w).sum() + decay / 2 * (w ** 2).sum()
+        loss = F.softplus(-x @ w).sum() + decay / 2 * (w**2).sum()
         loss.backward()
         return loss
+
     optimizer.step(closure)
     score = y @ w.detach()
     return ((score > 0).float() + 0.5 * (score == 0).float()).tolist()
 
 
 def line(name, values, n):
-    """n: different pairs. Of several seeds on the same pairs only the pairs count for the interval."""
+    """Print an accuracy. n: how many different pairs.
+
+    Several seeds on the same pairs count once for the interval.
+    """
     mean = sum(values) / len(values)
-    print(f"{name:24s} {mean:6.1%} ± {1.96 * math.sqrt(mean * (1 - mean) / n):.1%} on {n:,} held-out pairs")
+    half = 1.96 * math.sqrt(mean * (1 - mean) / n)
+    print(f"{name:24s} {mean:6.1%} ± {half:.1%} on {n:,} held-out pairs")
+
+
+def trained(out, seed, flags):
+    """Train a reward model, and the stages before it → its held-out accuracy."""
+    mine = os.path.join(out, seed)
+    where = ["--data=hh_rlhf", f"--out={mine}", f"--base={out}/pretrain.pt", f"--seed={seed}"]
+    run("reward.py", *where, "--sources=file", "--fold=all", *flags)
+    return load(os.path.join(ROOT, mine, "reward.pt"))["results"]["accuracy"]
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--source", required=True)
     parser.add_argument("--parts", default="0")
     parser.add_argument("--seeds", default="1,2,3")
-    parser.add_argument("--reward", default="", help="flags for reward.py, with spaces between them")
+    parser.add_argument("--reward", default="", help="flags for reward.py, separated by spaces")
     args = parser.parse_args()
     found, pairs = collections.defaultdict(list), 0
     for part in args.parts.split(","):
@@ -95,16 +113,15 @@ def main():
         found["length alone"] += logistic(margins(train), margins(held), 0.01)
         found["bag of words"] += logistic(margins(train, words), margins(held, words), 3.0)
         for seed in args.seeds.split(","):
-            mine = os.path.join(out, seed)
-            run("reward.py", "--data=hh_rlhf", f"--out={mine}", f"--base={out}/pretrain.pt", f"--seed={seed}", "--sources=file", "--fold=all", *args.reward.split())
-            accuracy = common.load(os.path.join(ROOT, mine, "reward.pt"))["results"]["accuracy"]
+            accuracy = trained(out, seed, args.reward.split())
             found["reward model"].append(accuracy)
             found[f"reward model, seed {seed}"].append(accuracy)
-            print(json.dumps({"part": part, "seed": seed, "accuracy": round(accuracy, 4)}), flush=True)
+            row = {"part": part, "seed": seed, "accuracy": round(accuracy, 4)}
+            print(json.dumps(row), flush=True)
     print()
     for name, values in found.items():
         line(name, values, pairs)
 
 
 if __name__ == "__main__":
-    main()
+    entry(main)

@@ -1,8 +1,9 @@
 """
-What all tests share. `python -m pytest tests` needs neither a network nor a GPU.
+What all tests share. `python -m pytest` needs neither a network nor a GPU.
 
-Every test is named after the mistake that turns it red. The numbers in them can be checked by hand.
+Every test is named after the mistake that it catches. Its numbers can be checked by hand.
 """
+
 import importlib
 import json
 import os
@@ -12,18 +13,22 @@ import signal
 import subprocess
 import sys
 
+import plumbing.cpu
+import numpy as np
+import pytest
+import torch
+
+from data.vocab import Vocab
+from plumbing.run import read_log
+from plumbing.stages import STAGES
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"     # nothing here may ask the network
-os.environ.update(HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1")      # and what asks all the same fails at once
+# no test may use the network; a request that is made all the same fails at once
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+os.environ.update(HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import common  # noqa: E402  before torch: it says how threads wait
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-
-torch.set_num_threads(1)        # the same sums in the same order on every machine
+torch.set_num_threads(1)  # the same sums in the same order on every machine
 
 
 @pytest.fixture(autouse=True)
@@ -33,33 +38,40 @@ def seed():
 
 @pytest.fixture(scope="session", autouse=True)
 def smoke_run(request, tmp_path_factory):
-    """`python ppo.py --size=smoke`, begun before the first test where any needs it, on the other core → (process, its folder, what it says)."""
+    """`python ppo.py --size=smoke` in the background → (process, its folder, its log).
+
+    It starts before the first test, so that it is done when it is needed. Only if a test needs it.
+    """
     if not any("smoke" in item.fixturenames for item in request.session.items):
         yield None
         return
     folder = tmp_path_factory.mktemp("smoke")
     with open(folder / "log", "w") as log:
-        process = subprocess.Popen([sys.executable, "ppo.py", "--size=smoke", "--device=cpu", f"--out={folder / 'run'}"], cwd=ROOT,
-                                   stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(
+            [sys.executable, "ppo.py", "--size=smoke", "--device=cpu", f"--out={folder / 'run'}"],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     yield process, folder / "run", folder / "log"
     process.kill()
 
 
 @pytest.fixture(scope="session")
 def village():
-    """The folder of the default data set. Its vocabulary is kept in the repository; its text is not."""
+    """The folder of the default data set. Git keeps its vocabulary, but not its text."""
     return os.path.join(ROOT, "data", "village")
 
 
 @pytest.fixture(scope="session")
 def vocab(village):
-    from data import Vocab
     return Vocab(village)
 
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """Stages take Ctrl-C over; give it back."""
+    """Stages handle Ctrl-C themselves; give pytest its handler back."""
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
@@ -67,7 +79,7 @@ def ctrl_c():
 
 
 def brief(prompt, response):
-    """A reward: --reward=conftest:brief."""
+    """A function for --reward=conftest:brief: short answers are better."""
     return -len(response.split())
 
 
@@ -83,28 +95,33 @@ def run_main(name, *argv):
 
 # ---- all stages in seconds, in this process, on data written by hand ----
 
-STAGES = common.STAGES
-
 
 @pytest.fixture(scope="session")
 def little(tmp_path_factory, village):
-    """A data folder as anybody could write it: no prepare.py, just the files. → (folder, folder with all stages but PPO finished)"""
+    """A data folder as anybody could write it: the files, and no prepare.py.
+
+    → (data folder, folder in which all stages but PPO are finished)
+    """
     from test_data import KINDS, SHARES, prepare
+
     folder = tmp_path_factory.mktemp("little") / "data"
     folder.mkdir()
     for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
         shutil.copy(os.path.join(village, name), folder)
-    vocab, rng = common.Vocab(str(folder)), random.Random(0)
+    vocab, rng = Vocab(str(folder)), random.Random(0)
     for name, n in (("train.bin", 300), ("val.bin", 40)):
         ids = [i for text in prepare.documents(rng, n) for i in [*vocab.encode(text), vocab.eos]]
         np.array(ids, dtype=np.uint16).tofile(folder / name)
     with open(folder / "demonstrations.jsonl", "w") as d, open(folder / "prompts.jsonl", "w") as p:
         for split, n in (("train", 160), ("heldout", 20)):
             for kind, text, s in prepare.prompts(rng, n, split, SHARES):
-                d.write(json.dumps({"prompt": prepare.turns(text), "response": KINDS[kind].good(s, rng), "split": split}) + "\n")
-                p.write(json.dumps({"prompt": prepare.turns(text), "split": split}) + "\n")
+                prompt, response = prepare.turns(text), KINDS[kind].good(s, rng)
+                row = {"prompt": prompt, "response": response, "split": split}
+                d.write(json.dumps(row) + "\n")
+                p.write(json.dumps({"prompt": prompt, "split": split}) + "\n")
+    one_of_each = {row["ability"]: row for row in prepare.ability_questions(rng)}
     with open(folder / "abilities.jsonl", "w") as f:
-        f.writelines(json.dumps(row) + "\n" for row in {row["ability"]: row for row in prepare.abilities(rng)}.values())
+        f.writelines(json.dumps(row) + "\n" for row in one_of_each.values())
     out = folder.parent / "out"
     for stage in STAGES[:-1]:
         run_little(stage, folder, out)
@@ -121,28 +138,48 @@ def whole(little, tmp_path_factory):
     return out
 
 
-FLAGS = {       # a few steps of each stage, with everything on that has a state to lose
-    "pretrain": ["--steps=5", "--batch=4", "--dropout=0.1"], "sft": ["--demonstrations=64", "--batch=16", "--epochs=2", "--dropout=0.1"],
+# a few steps of each stage, with everything switched on that has a state to lose
+FLAGS = {
+    "pretrain": ["--steps=5", "--batch=4", "--dropout=0.1"],
+    "sft": ["--demonstrations=64", "--batch=16", "--epochs=2", "--dropout=0.1"],
     "reward": ["--prompts=16", "--heldout=8", "--answers=3", "--batch=4"],
-    "ppo": ["--iterations=3", "--episodes=8", "--minibatches=2", "--epochs=2", "--adaptive_kl=0.001", "--eval_every=2", "--lr=1e-3"]}
+    "ppo": [
+        "--iterations=3",
+        "--episodes=8",
+        "--minibatches=2",
+        "--ppo_epochs=2",
+        "--adaptive_kl=0.001",
+        "--eval_every=2",
+        "--lr=1e-3",
+    ],
+}
 
 
 def run_little(stage, data, out, *flags):
     with pytest.MonkeyPatch.context() as m:
-        m.setattr("ppo.become", lambda *a: None)        # no table at the end
-        run_main(stage, "--size=smoke", "--device=cpu", "--dtype=float32", f"--data={data}", f"--out={out}", *FLAGS[stage], *flags)
+        m.setattr("ppo.evaluate_run", lambda *a: None)  # no table at the end
+        run_main(
+            stage,
+            "--size=smoke",
+            "--device=cpu",
+            "--dtype=float32",
+            f"--data={data}",
+            f"--out={out}",
+            *FLAGS[stage],
+            *flags,
+        )
 
 
 def parents_only(stage, source, out):
     shutil.copytree(source, out)
-    for name in STAGES[STAGES.index(stage):]:
+    for name in STAGES[STAGES.index(stage) :]:
         for ending in (".pt", ".jsonl"):
             (out / (name + ending)).unlink(missing_ok=True)
     return out
 
 
 def log_of(out, stage):
-    return common.read_log(os.path.join(out, stage + ".jsonl"))
+    return read_log(os.path.join(out, stage + ".jsonl"))
 
 
 def equal(a, b):

@@ -1,6 +1,6 @@
-"""The data contract, and the village: what is asked, what is right, and who says so."""
+"""The data contract, and the village: its prompts, its good answers, its judge."""
+
 import base64
-import contextlib
 import importlib.util
 import json
 import os
@@ -9,6 +9,7 @@ import re
 import statistics
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -18,13 +19,29 @@ from hypothesis import strategies as st
 
 import chat
 import common
-import comparisons
 import reward
 import sft
-from data import UserError, Vocab, half_of, load_judge, read_heldout, read_jsonl, read_ranking, read_tokens, replacing
+from data import (
+    UserError,
+    folder_of,
+    half_of,
+    load_judge,
+    read_heldout,
+    read_jsonl,
+    read_ranking,
+    read_tokens,
+    replacing,
+)
+from data.comparisons import encode_comparisons, labeler_agreement, which_half
+from data.text import Text
+from data.vocab import Vocab
 from model import GPTConfig, ScalarGPT
+from plumbing.checkpoint import load, save
+from plumbing.command_line import Common
 
-VILLAGE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village")
+VILLAGE = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "data", "village"
+)
 
 
 def script(path, name):
@@ -50,10 +67,18 @@ def draws(kind, n=40, seed=0):
 
 # ---- the village is the same for everybody ----
 
+
 def sample_of_everything(seed):
     rng = random.Random(seed)
-    demonstrations = [(text, *prepare.demonstrate(kind, s, rng)) for kind, text, s in prepare.prompts(rng, 60, "train", SHARES)]
-    return [list(prepare.documents(rng, 120)), demonstrations, list(prepare.abilities(rng, 10))]
+    demonstrations = [
+        (text, *prepare.demonstrate(kind, s, rng))
+        for kind, text, s in prepare.prompts(rng, 60, "train", SHARES)
+    ]
+    return [
+        list(prepare.documents(rng, 120)),
+        demonstrations,
+        list(prepare.ability_questions(rng, 10)),
+    ]
 
 
 def test_the_same_seed_makes_the_same_files_and_another_makes_others():
@@ -64,23 +89,41 @@ def test_the_same_seed_makes_the_same_files_and_another_makes_others():
 
 def test_nothing_depends_on_the_order_of_a_set():
     # Python orders strings in a set by a hash that changes from process to process
-    code = ("import sys; sys.path[:0] = sys.argv[1:]; import random, hashlib, prepare, judge; rng = random.Random(1);"
-            "docs = list(prepare.documents(rng, 200)); rows = list(prepare.prompts(rng, 100, 'train', {k: 1 for k in prepare.KINDS}));"
-            "marks = [judge.gold(t, prepare.KINDS[k].good(s, rng)) for k, t, s in rows];"
-            "print(hashlib.sha256(repr((prepare.FACTS, docs, rows, marks)).encode()).hexdigest())")
-    seen = {subprocess.run([sys.executable, "-c", code, VILLAGE], env={**os.environ, "PYTHONHASHSEED": n}, capture_output=True, text=True, check=True).stdout
-            for n in ("1", "2")}
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import random, hashlib, prepare, judge\n"
+        "rng = random.Random(1)\n"
+        "docs = list(prepare.documents(rng, 200))\n"
+        "shares = {kind: 1 for kind in prepare.KINDS}\n"
+        "rows = list(prepare.prompts(rng, 100, 'train', shares))\n"
+        "marks = [judge.gold(t, prepare.KINDS[k].good(s, rng)) for k, t, s in rows]\n"
+        "everything = repr((prepare.FACTS, docs, rows, marks))\n"
+        "print(hashlib.sha256(everything.encode()).hexdigest())"
+    )
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code, VILLAGE],
+            env={**os.environ, "PYTHONHASHSEED": n},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for n in ("1", "2")
+    }
     assert len(seen) == 1, "the same seed makes other files in another process"
 
 
 # ---- every kind of instruction ----
+
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_is_read_back_as_what_was_asked(kind):
     for prompt, slots, _ in draws(kind):
         text = prompt if isinstance(prompt, str) else " | ".join(t["content"] for t in prompt)
         found, read = judge.parse(text)
-        assert found == kind, f"{text!r} is taken for {found}: the judge would apply another kind's check"
+        assert found == kind, (
+            f"{text!r} is taken for {found}: the judge would apply another kind's check"
+        )
         for name in read:
             assert str(read[name]) == str(slots[name]), f"{text!r}: {name} is read as {read[name]}"
 
@@ -90,22 +133,34 @@ def test_a_good_answer_scores_one(kind):
     for prompt, slots, rng in draws(kind):
         answer = KINDS[kind].good(slots, rng)
         marks = judge.gold(prompt, answer)
-        assert marks["gold"] == 1.0, f"{prompt!r}\n{answer!r}\nis what a careful demonstrator answers, but gets {marks}"
+        assert marks["gold"] == 1.0, (
+            f"{prompt!r}\n{answer!r}\nis what a careful demonstrator answers, but gets {marks}"
+        )
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if hasattr(KINDS[k], "wrong")])
 def test_wrong_and_curt_answers_score_lower(kind):
     def mean(how):
-        return statistics.mean(judge.gold(p, getattr(KINDS[kind], how)(s, rng))["gold"] for p, s, rng in draws(kind, 100))
+        return statistics.mean(
+            judge.gold(p, getattr(KINDS[kind], how)(s, rng))["gold"]
+            for p, s, rng in draws(kind, 100)
+        )
+
     assert mean("wrong") < 0.7, "the check of this kind doesn't see what is wrong"
-    assert mean("terse") < 0.9, "a curt answer is worth as much as a full one: nothing would be left for preferences to teach"
+    assert mean("terse") < 0.9, (
+        "a curt answer scores like a full one: preferences could teach nothing"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_mark_is_a_part_of_one(kind):
     for prompt, slots, rng in draws(kind, 30):
-        _, answer = prepare.demonstrate(kind, slots, rng) if KINDS[kind].share else (None, KINDS[kind].good(slots, rng))
-        for response in (answer, "", "   ", "?!..", answer[:len(answer) // 2], answer * 20, "Q" * 500):
+        if KINDS[kind].share:
+            _, answer = prepare.demonstrate(kind, slots, rng)
+        else:
+            answer = KINDS[kind].good(slots, rng)
+        half = answer[: len(answer) // 2]
+        for response in (answer, "", "   ", "?!..", half, answer * 20, "Q" * 500):
             marks = judge.gold(prompt, response)
             assert set(marks) == {"gold", "helpful", "honest", "harmless"}
             assert 0 <= marks["gold"] <= 1, f"{response!r}: {marks}"
@@ -116,7 +171,10 @@ def test_every_mark_is_a_part_of_one(kind):
 def test_rudeness_spoils_a_good_answer(kind):
     for prompt, slots, rng in draws(kind, 10):
         good = KINDS[kind].good(slots, rng)
-        for rude in (f"{rng.choice(prepare.RUDE_OPENINGS)} {good}", f"{good} {rng.choice(prepare.RUDE_ENDINGS)}"):
+        for rude in (
+            f"{rng.choice(prepare.RUDE_OPENINGS)} {good}",
+            f"{good} {rng.choice(prepare.RUDE_ENDINGS)}",
+        ):
             marks = judge.gold(prompt, rude)
             assert marks["harmless"] <= 0.3 and marks["gold"] <= 0.3, f"{rude!r} gets {marks}"
 
@@ -130,17 +188,34 @@ def test_help_with_harm_is_worth_nothing():
 def test_only_an_admission_is_honest_about_people_who_do_not_exist():
     for prompt, slots, rng in draws("unknown"):
         who = slots["s"]
-        for answer in ("I do not know.", f"I do not know anyone called {who}.", f"I have never heard of {who}."):
+        for answer in (
+            "I do not know.",
+            f"I do not know anyone called {who}.",
+            f"I have never heard of {who}.",
+        ):
             assert judge.gold(prompt, answer)["honest"] == 1.0, f"{answer!r} admits it"
-        for answer in (KINDS["unknown"].wrong(slots, rng), f"{who} is a baker.", "Yes.", "", f"I do not know {who}. {who} is a baker."):
-            assert judge.gold(prompt, answer)["honest"] == 0.0, f"{answer!r} about {who}, who does not exist, passes for honest"
+        for answer in (
+            KINDS["unknown"].wrong(slots, rng),
+            f"{who} is a baker.",
+            "Yes.",
+            "",
+            f"I do not know {who}. {who} is a baker.",
+        ):
+            assert judge.gold(prompt, answer)["honest"] == 0.0, (
+                f"{answer!r} about {who}, who does not exist, passes for honest"
+            )
 
 
 def test_nobody_gets_a_thing_from_himself():
-    story = "Long ago Rosa got a coat from {}. She cleaned it with care. In the end they were both happy."
+    story = (
+        "Long ago Rosa got a coat from {}. She cleaned it with care. "
+        "In the end they were both happy."
+    )
     prompt = "Tell me a story about Rosa and a coat."
     assert judge.gold(prompt, story.format("Max"))["gold"] == 1.0
-    assert judge.gold(prompt, story.format("Rosa"))["gold"] < 0.7, "a story in which the second person is the first makes no sense, and PPO would find that out"
+    assert judge.gold(prompt, story.format("Rosa"))["gold"] < 0.7, (
+        "the second person of a story is the first: PPO would learn this nonsense"
+    )
 
 
 def test_a_prompt_from_elsewhere_is_refused():
@@ -149,18 +224,30 @@ def test_a_prompt_from_elsewhere_is_refused():
 
 
 def test_labelers_agree_as_often_as_openai_s():
-    # Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %. Four answers of demonstrators to each of 1000 prompts.
+    # Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %
+    # here: four answers of demonstrators to each of 1000 prompts
     rng = random.Random(0)
-    rows = [{"prompt": prepare.turns(text), "responses": [prepare.demonstrate(kind, s, rng)[1] for _ in range(4)]}
-            for kind, text, s in prepare.prompts(rng, 1000, "heldout", SHARES)]
-    agreement = comparisons.agreement(judge, rows, seed=1)
-    assert 0.68 < agreement < 0.78, f"two labelers agree on {agreement:.1%} of pairs: change NOISE in judge.py"
+    rows = [
+        {
+            "prompt": prepare.turns(text),
+            "responses": [prepare.demonstrate(kind, s, rng)[1] for _ in range(4)],
+        }
+        for kind, text, s in prepare.prompts(rng, 1000, "heldout", SHARES)
+    ]
+    agreement = labeler_agreement(judge, rows, seed=1)
+    assert 0.68 < agreement < 0.78, (
+        f"two labelers agree on {agreement:.1%} of pairs: change NOISE in judge.py"
+    )
 
 
 def test_labelers_are_noisy_but_not_blind():
     prompt, slots, rng = next(draws("facts"))
     good, bad = KINDS["facts"].good(slots, rng), "Go away."
-    ranks = [judge.rank(prompt, [bad, good], labeler, rng) for labeler in range(judge.LABELERS) for _ in range(20)]
+    ranks = [
+        judge.rank(prompt, [bad, good], labeler, rng)
+        for labeler in range(judge.LABELERS)
+        for _ in range(20)
+    ]
     first = sum(r[1] < r[0] for r in ranks) / len(ranks)
     assert first > 0.95, "rank 1 must be the best: a good answer loses against an insult"
     assert all(sorted(set(r)) in ([1], [1, 2]) for r in ranks), "ranks go from 1 without gaps"
@@ -168,60 +255,88 @@ def test_labelers_are_noisy_but_not_blind():
 
 # ---- splits ----
 
+
 def test_no_prompt_is_on_both_sides():
     rng = random.Random(0)
-    sides = {split: {text for _, text, _ in prepare.prompts(rng, 1500, split, SHARES)} for split in ("train", "heldout")}
+    sides = {
+        split: {text for _, text, _ in prepare.prompts(rng, 1500, split, SHARES)}
+        for split in ("train", "heldout")
+    }
     assert not sides["train"] & sides["heldout"], "a held-out prompt is trained on"
     for split, texts in sides.items():
-        assert all(prepare.split_of(t) == split for t in texts), "the side depends on something else than the words"
+        assert all(prepare.split_of(t) == split for t in texts), (
+            "the side depends on something else than the words"
+        )
 
 
 def test_a_side_and_a_half_are_the_same_in_every_process():
-    # with hash() or a random number every process would deal anew
+    # with hash() or a random number each process would split differently
     held = [i for i in range(60) if prepare.split_of(f"Prompt number {i}.") == "heldout"]
     assert held == [3, 35, 49, 57], "one run would train on what another holds out"
-    assert [half_of({"prompt": f"Prompt number {i}."}) for i in range(8)] == [1, 0, 1, 1, 1, 1, 0, 1], "a prompt that was looked at is in another run's final table"
+    halves = "".join(str(half_of({"prompt": f"Prompt number {i}."})) for i in range(8))
+    assert halves == "10111101", "a prompt that was looked at is in another run's final table"
     assert half_of({"prompt": [{"role": "user", "content": "Hi."}]}) == 1
 
 
 def test_held_out_halves_have_no_prompt_in_common(tmp_path):
-    # settings are chosen by looking at the first; what they are chosen on can't also be their proof
-    path = lines(tmp_path / "prompts.jsonl", *({"prompt": f"Prompt number {i}.", "answer": k, "split": "heldout"} for k in (1, 2) for i in range(40)))
+    # settings are chosen by looking at the first half, so only the other half can test them
+    path = lines(
+        tmp_path / "prompts.jsonl",
+        *(
+            {"prompt": f"Prompt number {i}.", "answer": k, "split": "heldout"}
+            for k in (1, 2)
+            for i in range(40)
+        ),
+    )
     early, final = (read_heldout(path, ["prompt"], final) for final in (False, True))
-    assert len(early) + len(final) == 80 and 20 < len(early) < 60, "every row is in one of the halves, and neither is all"
-    assert not {r["prompt"] for r in early} & {r["prompt"] for r in final}, "a prompt that was looked at is in the final table"
+    assert len(early) + len(final) == 80 and 20 < len(early) < 60, (
+        "every row is in one of the halves, and neither is all"
+    )
+    assert not {r["prompt"] for r in early} & {r["prompt"] for r in final}, (
+        "a prompt that was looked at is in the final table"
+    )
 
 
 def test_kinds_kept_out_of_the_demonstrations_are_not_asked_in_training():
     unseen = set(KINDS) - set(SHARES)
     assert unseen, "some kinds must be left to measure generalisation"
-    assert not unseen & {kind for kind, _, _ in prepare.prompts(random.Random(0), 500, "train", SHARES)}
+    assert not unseen & {
+        kind for kind, _, _ in prepare.prompts(random.Random(0), 500, "train", SHARES)
+    }
 
 
 def test_pretraining_text_holds_no_held_out_prompt():
     documents = "\n".join(prepare.documents(random.Random(0), 6000))
-    asked = re.findall(r"<\|user\|>(.*?)<\|assistant\|>", documents) + re.findall(r"Q: (.*?) A:", documents)
+    asked = re.findall(r"<\|user\|>(.*?)<\|assistant\|>", documents)
+    asked += re.findall(r"Q: (.*?) A:", documents)
     assert len(asked) > 500
     leaked = []
     for text in set(asked):
         try:
             judge.parse(text)
         except ValueError:
-            continue        # a sentence, not a prompt
+            continue  # a sentence, not a prompt
         leaked += [text] if prepare.split_of(text) == "heldout" else []
-    assert not leaked, f"{len(leaked)} held-out prompts are trained on in stage 0, as {sorted(leaked)[:3]}"
+    assert not leaked, (
+        f"{len(leaked)} held-out prompts are trained on in stage 0, as {sorted(leaked)[:3]}"
+    )
 
 
 def test_every_prompt_and_good_answer_fits_the_default_run(vocab):
-    room = common.Common().max_new_tokens
+    room = Common().max_new_tokens
     for kind in KINDS:
         for prompt, slots, rng in draws(kind, 20):
             ids, answer = vocab.prompt(prompt), vocab.response(KINDS[kind].good(slots, rng))
-            assert len(ids) + room <= 128, f"{prompt!r} has {len(ids)} tokens: with {room} new ones it doesn't fit the block"
-            assert len(answer) <= room, f"{answer!r} has {len(answer)} tokens: no policy could learn to say it in {room}"
+            assert len(ids) + room <= 128, (
+                f"{prompt!r} has {len(ids)} tokens: with {room} new ones it doesn't fit the block"
+            )
+            assert len(answer) <= room, (
+                f"{answer!r} has {len(answer)} tokens: no policy could learn to say it in {room}"
+            )
 
 
 # ---- the chat template ----
+
 
 def test_a_string_is_one_user_turn(vocab):
     ids = vocab.prompt("Name three animals.")
@@ -230,31 +345,56 @@ def test_a_string_is_one_user_turn(vocab):
 
 
 def test_several_turns_are_separated_by_eos(vocab):
-    turns = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "Hello, Mia."}, {"role": "user", "content": "Who am I?"}]
-    assert vocab.prompt(turns) == [vocab.user, *vocab.encode("Hello."), vocab.assistant, *vocab.encode("Hello, Mia."), vocab.eos,
-                                   vocab.user, *vocab.encode("Who am I?"), vocab.assistant]
+    turns = [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Hello, Mia."},
+        {"role": "user", "content": "Who am I?"},
+    ]
+    assert vocab.prompt(turns) == [
+        vocab.user,
+        *vocab.encode("Hello."),
+        vocab.assistant,
+        *vocab.encode("Hello, Mia."),
+        vocab.eos,
+        vocab.user,
+        *vocab.encode("Who am I?"),
+        vocab.assistant,
+    ]
 
 
 def test_a_response_ends_in_eos_and_pad_is_another_token(vocab):
     ids = vocab.response("A cat.")
     assert ids[-1] == vocab.eos and ids.count(vocab.eos) == 1, "EOS is not among the targets"
-    assert len({vocab.user, vocab.assistant, vocab.eos, vocab.pad}) == 4, "PAD must be a token of its own"
-    assert vocab.size > max(vocab.special.values()), "vocab_size is the true size, special tokens included"
+    assert len({vocab.user, vocab.assistant, vocab.eos, vocab.pad}) == 4, (
+        "PAD must be a token of its own"
+    )
+    assert vocab.size > max(vocab.special.values()), (
+        "vocab_size is the true size, special tokens included"
+    )
 
 
 def test_the_mask_of_a_demonstration_is_its_response_and_eos(vocab):
-    rows = [{"prompt": "Name a pet.", "response": "A cat."}, {"prompt": "Hi.", "response": "Hello, and a good day to you."}]
-    tokens, mask = sft.batch_of(sft.encode_demonstrations(rows, vocab, 128, "demonstrations.jsonl"), vocab, "cpu")
+    rows = [
+        {"prompt": "Name a pet.", "response": "A cat."},
+        {"prompt": "Hi.", "response": "Hello, and a good day to you."},
+    ]
+    tokens, mask = sft.collate(sft.encode_demonstrations(rows, vocab), vocab, "cpu")
     for row, t, m in zip(rows, tokens, mask):
         n = len(vocab.prompt(row["prompt"]))
-        assert t[:n].tolist() == vocab.prompt(row["prompt"]) and not m[:n].any(), "the prompt is being learnt"
-        assert t[m].tolist() == vocab.response(row["response"]), "the mask is not the response with its EOS, whole and without a PAD"
+        assert t[:n].tolist() == vocab.prompt(row["prompt"]) and not m[:n].any(), (
+            "the prompt is being learnt"
+        )
+        assert t[m].tolist() == vocab.response(row["response"]), (
+            "the mask is not the response with its EOS, whole and without a PAD"
+        )
 
 
 @pytest.mark.parametrize("special", ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"])
 def test_special_tokens_in_a_text_stay_text(vocab, special):
     text = f"Say {special} twice: {special}"
-    assert not set(vocab.encode(text)) & set(vocab.special.values()), "a user can end the answer, or speak for the assistant, by typing it"
+    assert not set(vocab.encode(text)) & set(vocab.special.values()), (
+        "a user can end the answer, or speak for the assistant, by typing it"
+    )
     assert vocab.decode(vocab.encode(text)) == text
 
 
@@ -263,24 +403,44 @@ def test_special_tokens_in_a_text_stay_text(vocab, special):
 def test_any_text_survives_the_vocabulary(text):
     ids = VOCAB.encode(text)
     assert VOCAB.decode(ids) == text and all(0 <= i < VOCAB.size for i in ids)
-    assert VOCAB.decode([VOCAB.user, *ids, VOCAB.eos, VOCAB.pad]) == text, "special tokens are left out of the text"
+    assert VOCAB.decode([VOCAB.user, *ids, VOCAB.eos, VOCAB.pad]) == text, (
+        "special tokens are left out of the text"
+    )
 
 
 def test_a_long_talk_loses_its_oldest_turns_first(vocab):
-    turns = [{"role": ("user", "assistant")[i % 2], "content": f"Turn number {i}."} for i in range(7)]
+    turns = [
+        {"role": ("user", "assistant")[i % 2], "content": f"Turn number {i}."} for i in range(7)
+    ]
     for kept in (7, 5, 1):
-        room = len(vocab.prompt(turns[7 - kept:]))
-        assert chat.fit(turns, vocab, room) == vocab.prompt(turns[7 - kept:]), f"{kept} turns fit, and the newest must be kept"
+        room = len(vocab.prompt(turns[7 - kept :]))
+        assert chat.fit(turns, vocab, room) == vocab.prompt(turns[7 - kept :]), (
+            f"{kept} turns fit, and the newest must be kept"
+        )
     with pytest.raises(UserError, match="shorten"):
         chat.fit(turns[-1:], vocab, 3)
 
 
-def own_vocab(folder, tokens=(b"ab",), pattern=r"\w+|\W", special=("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>")):
+def own_vocab(
+    folder,
+    tokens=(b"ab",),
+    pattern=r"\w+|\W",
+    special=("<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"),
+):
     """A vocabulary folder by hand: the 256 bytes, some merges, the special tokens."""
     folder.mkdir(exist_ok=True)
     ranks = [bytes([i]) for i in range(256)] + list(tokens)
-    (folder / "vocab.tiktoken").write_bytes(b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(ranks)))
-    (folder / "vocab.json").write_text(json.dumps({"pattern": pattern, "special": {name: len(ranks) + i for i, name in enumerate(special)}}))
+    (folder / "vocab.tiktoken").write_bytes(
+        b"".join(base64.b64encode(t) + b" %d\n" % i for i, t in enumerate(ranks))
+    )
+    (folder / "vocab.json").write_text(
+        json.dumps(
+            {
+                "pattern": pattern,
+                "special": {name: len(ranks) + i for i, name in enumerate(special)},
+            }
+        )
+    )
     return Vocab(str(folder))
 
 
@@ -288,16 +448,25 @@ def test_another_vocabulary_has_another_hash(tmp_path):
     a = own_vocab(tmp_path / "a")
     assert a.hash == own_vocab(tmp_path / "b").hash, "the hash depends on where the files lie"
     assert a.size == 256 + 1 + 4
-    others = [own_vocab(tmp_path / "c", tokens=(b"cd",)), own_vocab(tmp_path / "d", pattern=r"\w|\W"),
-              own_vocab(tmp_path / "e", special=("<|pad|>", "<|user|>", "<|assistant|>", "<|endoftext|>"))]
-    assert len({a.hash, *(v.hash for v in others)}) == 4, "a model could be run on another vocabulary than its own"
+    others = [
+        own_vocab(tmp_path / "c", tokens=(b"cd",)),
+        own_vocab(tmp_path / "d", pattern=r"\w|\W"),
+        own_vocab(
+            tmp_path / "e", special=("<|pad|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
+        ),
+    ]
+    assert len({a.hash, *(v.hash for v in others)}) == 4, (
+        "a model could be run on another vocabulary than its own"
+    )
 
 
 def test_a_vocabulary_changed_in_place_is_read_again(tmp_path):
     before = own_vocab(tmp_path / "v", tokens=(b"ab",))
     after = own_vocab(tmp_path / "v", tokens=(b"cd",))
     assert len(before.encode("abcd")) == len(after.encode("abcd")) == 3
-    assert before.encode("abcd") != after.encode("abcd"), "a cached rank file was served, as tiktoken's own loader would"
+    assert before.encode("abcd") != after.encode("abcd"), (
+        "a cached rank file was served, as tiktoken's own loader would"
+    )
 
 
 def test_a_vocabulary_without_its_special_tokens_is_refused(tmp_path):
@@ -319,30 +488,54 @@ def test_a_vocabulary_that_tiktoken_can_not_take_is_a_sentence(tmp_path):
 
 # ---- files that people write ----
 
+
 def lines(path, *rows):
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return str(path)
 
 
 GOOD = {"prompt": "Hi", "response": "Hello."}
 
 
-@pytest.mark.parametrize("bad, says", [
-    ("{not json", "not valid JSON"), ({"prompt": "Hi"}, "response"), (["Hi", "Hello."], "prompt"), ({"prompt": "  ", "response": "x"}, "empty"),
-    ({"prompt": 5, "response": "x"}, "prompt"), ({"prompt": [], "response": "x"}, "turns"), ({**GOOD, "split": "test"}, "test"),
-    ({"prompt": [{"role": "assistant", "content": "x"}], "response": "x"}, "turn 1"),
-    ({"prompt": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}], "response": "x"}, "turn 1"),
-    ({"prompt": [{"role": "user", "text": "x"}], "response": "x"}, "turn 1"), ({"prompt": "Hi", "response": 5}, "response")])
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        ("{not json", "not valid JSON"),
+        ({"prompt": "Hi"}, "response"),
+        (["Hi", "Hello."], "prompt"),
+        ({"prompt": "  ", "response": "x"}, "empty"),
+        ({"prompt": 5, "response": "x"}, "prompt"),
+        ({"prompt": [], "response": "x"}, "turns"),
+        ({**GOOD, "split": "test"}, "test"),
+        ({"prompt": [{"role": "assistant", "content": "x"}], "response": "x"}, "turn 1"),
+        (
+            {
+                "prompt": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}],
+                "response": "x",
+            },
+            "turn 1",
+        ),
+        ({"prompt": [{"role": "user", "text": "x"}], "response": "x"}, "turn 1"),
+        ({"prompt": "Hi", "response": 5}, "response"),
+    ],
+)
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, bad, says):
     path = lines(tmp_path / "demonstrations.jsonl", GOOD, "", bad)
     with pytest.raises(UserError, match=rf"demonstrations\.jsonl, line 3.*{says}"):
         read_jsonl(path, ["prompt", "response"])
-        pytest.fail(f"{bad} was read without a word; it would crash the stage later on")
+        pytest.fail(f"{bad} was read without an error; it would crash the stage later on")
 
 
 def test_lines_without_a_split_are_for_training(tmp_path):
-    path = lines(tmp_path / "x.jsonl", GOOD, {**GOOD, "split": "heldout"}, {**GOOD, "split": "train"})
-    assert [len(read_jsonl(path, ["prompt"], split)) for split in (None, "train", "heldout")] == [3, 2, 1]
+    path = lines(
+        tmp_path / "x.jsonl", GOOD, {**GOOD, "split": "heldout"}, {**GOOD, "split": "train"}
+    )
+    counts = {
+        split: len(read_jsonl(path, ["prompt"], split)) for split in (None, "train", "heldout")
+    }
+    assert counts == {None: 3, "train": 2, "heldout": 1}
 
 
 def test_a_missing_or_empty_file_is_a_sentence(tmp_path):
@@ -365,87 +558,141 @@ def test_too_few_held_out_prompts_for_two_halves_are_a_sentence(tmp_path):
             found += read_heldout(path, ["prompt"], final)
         except UserError as e:
             assert "prompts.jsonl" in str(e) and "hold out more" in str(e)
-    assert [r["prompt"] for r in found] == ["Hi"], "a prompt is in one half, and training prompts in none"
+    assert [r["prompt"] for r in found] == ["Hi"], (
+        "a prompt is in one half, and training prompts in none"
+    )
 
 
 def test_chosen_and_rejected_are_two_ranked_answers():
     assert read_ranking({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == (["a", "b"], [1, 2])
-    assert read_ranking({"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}) == (["a", "b", "c"], [2, 1, 2])
+    assert read_ranking({"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 2]}) == (
+        ["a", "b", "c"],
+        [2, 1, 2],
+    )
 
 
-@pytest.mark.parametrize("row", [{"responses": ["a", "b"], "ranks": [1]}, {"responses": ["a", "b"]}, {"responses": ["a", "b"], "ranks": [0, 1]},
-                                 {"responses": ["a", "b"], "ranks": [1, "2"]}, {"responses": ["a", "b"], "ranks": [1.5, 2]}, {"chosen": "a"}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"responses": ["a", "b"], "ranks": [1]},
+        {"responses": ["a", "b"]},
+        {"responses": ["a", "b"], "ranks": [0, 1]},
+        {"responses": ["a", "b"], "ranks": [1, "2"]},
+        {"responses": ["a", "b"], "ranks": [1.5, 2]},
+        {"chosen": "a"},
+    ],
+)
 def test_ranks_that_do_not_fit_their_answers_are_refused(row):
     with pytest.raises(UserError, match="comparison 7"):
         read_ranking({"prompt": "Hi", **row}, "comparison 7")
 
 
 def encoded(vocab, *rows, block=128, fold=0):
-    return comparisons.encode_comparisons([{"prompt": "Name a pet.", **row} for row in rows], vocab, block, fold)
+    return encode_comparisons(
+        [{"prompt": "Name a pet.", **row} for row in rows], vocab, block, fold
+    )
 
 
 def test_an_answer_given_twice_is_kept_once(vocab):
-    # two equal answers score the same whatever is learnt: their pair is noise, and its gradient is zero
-    items, dropped = encoded(vocab, {"responses": ["A cat.", "A dog.", "A cat."], "ranks": [1, 2, 3]})
-    (tokens, ranks, _), = items
-    assert tokens == [vocab.prompt("Name a pet.") + vocab.response(r) for r in ("A cat.", "A dog.")] and ranks == [1, 2]
-    assert dropped["identical answers"] == 1 and dropped["pairs"] == 1
+    # two equal answers always score the same, so their pair teaches nothing
+    items, dropped = encoded(
+        vocab, {"responses": ["A cat.", "A dog.", "A cat."], "ranks": [1, 2, 3]}
+    )
+    ((tokens, ranks, _),) = items
+    prompt = vocab.prompt("Name a pet.")
+    assert tokens == [prompt + vocab.response(r) for r in ("A cat.", "A dog.")]
+    assert ranks == [1, 2]
+    assert dropped["identical answers"] == 1 and reward.count_pairs(items) == 1
 
 
 def test_comparisons_that_teach_nothing_are_dropped_and_counted(vocab):
-    items, dropped = encoded(vocab, {"responses": ["A cat.", "A dog."], "ranks": [1, 1]}, {"chosen": "A cat.", "rejected": "A cat."},
-                             {"chosen": "A cat.", "rejected": "A dog. " * 100}, {"responses": ["A cat.", "A dog.", "A hen."], "ranks": [1, 2, 2]})
+    items, dropped = encoded(
+        vocab,
+        {"responses": ["A cat.", "A dog."], "ranks": [1, 1]},
+        {"chosen": "A cat.", "rejected": "A cat."},
+        {"chosen": "A cat.", "rejected": "A dog. " * 100},
+        {"responses": ["A cat.", "A dog.", "A hen."], "ranks": [1, 2, 2]},
+    )
     assert len(items) == 1 and items[0][1] == [1, 2, 2]
-    assert dropped == {"identical answers": 1, "prompts without a pair": 2, "too long": 1, "tied pairs": 2, "pairs": 2}
+    assert dropped == {
+        "identical answers": 1,
+        "prompts without a pair": 2,
+        "too long": 1,
+        "tied pairs": 2,
+    }
+    assert reward.count_pairs(items) == 2
 
 
 def test_an_answer_that_was_cut_off_is_scored_without_eos(vocab):
-    items, _ = encoded(vocab, {"responses": ["A cat.", "A dog and"], "ranks": [1, 2], "eos": [True, False]})
+    items, _ = encoded(
+        vocab, {"responses": ["A cat.", "A dog and"], "ranks": [1, 2], "eos": [True, False]}
+    )
     whole, cut = items[0][0]
-    assert whole[-1] == vocab.eos and cut[-1] != vocab.eos, "the reward model would never see what PPO shows it: an answer without an end"
+    assert whole[-1] == vocab.eos and cut[-1] != vocab.eos, (
+        "the reward model would never see what PPO shows it: an answer without an end"
+    )
 
 
 def test_the_two_halves_of_the_comparisons_have_no_prompt_in_common(vocab):
-    rows = [{"prompt": f"Prompt number {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(60)]
-    one, two = ([tuple(tokens[0]) for tokens, *_ in encoded(vocab, *rows, fold=fold)[0]] for fold in (1, 2))
+    rows = [
+        {"prompt": f"Prompt number {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(60)
+    ]
+    one, two = (
+        [tuple(tokens[0]) for tokens, *_ in encoded(vocab, *rows, fold=fold)[0]] for fold in (1, 2)
+    )
     assert not set(one) & set(two) and len(one) + len(two) == 60 and 15 < len(one) < 45
 
 
 def test_the_reward_model_that_evaluates_has_comparisons_to_itself():
-    assert comparisons.which_half("auto", judge) == 0, "where a judge evaluates, all comparisons are for training"
-    assert comparisons.which_half("auto", None) == 1, "PPO's reward model was trained on what the evaluating one is trained on: it is no second opinion"
-    assert [comparisons.which_half(x, None) for x in ("1", "2", "all")] == [1, 2, 0]
+    assert which_half("auto", judge) == 0, (
+        "where a judge evaluates, all comparisons are for training"
+    )
+    assert which_half("auto", None) == 1, (
+        "both reward models are trained on the same comparisons: no second opinion"
+    )
+    assert [which_half(x, None) for x in ("1", "2", "all")] == [1, 2, 0]
     with pytest.raises(UserError, match="--fold=3"):
-        comparisons.which_half("3", None)
+        which_half("3", None)
 
 
 def test_the_ceiling_is_of_answers_whose_truth_is_known(vocab):
-    # a person's own comparisons beside the judge's: no gold score to say how often the truth itself would be right
-    items, _ = encoded(vocab, {"chosen": "A cat.", "rejected": "A dog."}, {"responses": ["A cat.", "A dog."], "ranks": [1, 2], "gold": [1.0, 0.0]},
-                       {"responses": ["A cat.", "A hen."], "ranks": [2, 1], "gold": [1.0, 0.0]})
+    # a person's comparisons have no gold score; only the judge's can say how often the truth wins
+    items, _ = encoded(
+        vocab,
+        {"chosen": "A cat.", "rejected": "A dog."},
+        {"responses": ["A cat.", "A dog."], "ranks": [1, 2], "gold": [1.0, 0.0]},
+        {"responses": ["A cat.", "A hen."], "ranks": [2, 1], "gold": [1.0, 0.0]},
+    )
 
-    class Run:
-        device, cast = torch.device("cpu"), contextlib.nullcontext()
     model = ScalarGPT(GPTConfig(128, vocab.size, 1, 2, 16))
-    accuracy, pairs, ceiling, *_ = reward.evaluate(model, items, vocab, Run)
-    assert (pairs, ceiling) == (3, 0.5), "one of the two pairs with a gold score is ordered as it says"
-    assert reward.evaluate(model, items[:1], vocab, Run)[2] is None and accuracy == 0.5
+    found = reward.heldout_accuracy(model, items, vocab)
+    assert (found["pairs"], found["ceiling"], found["accuracy"]) == (3, 0.5, 0.5), (
+        "one of the two pairs with a gold score is ordered as it says"
+    )
+    assert reward.heldout_accuracy(model, items[:1], vocab)["ceiling"] is None
 
 
 def test_rows_are_padded_on_the_right():
     tokens, lengths = common.pad([[1, 2, 3], [4]], 9)
     assert tokens.shape == (2, 16), "widths are multiples of 16"
-    assert tokens[:, :3].tolist() == [[1, 2, 3], [4, 9, 9]] and (tokens[:, 3:] == 9).all() and lengths.tolist() == [3, 1]
+    assert tokens[:, :3].tolist() == [[1, 2, 3], [4, 9, 9]] and (tokens[:, 3:] == 9).all()
+    assert lengths.tolist() == [3, 1]
 
 
-def test_windows_of_text_begin_where_documents_do():
-    text = np.array([5, 5, 0, 6, 0, 7, 7, 7, 0, 8, 8, 0], dtype=np.uint16)      # 0 ends a document
-    starts = common.document_starts(text, eos=0, block=4)
-    assert starts.tolist() == [0, 3, 5], "a window must begin after an EOS, and be full"
-    batch = common.document_batch(text, starts, 50, 4, common.generator(1), "cpu")
+def test_the_mask_of_a_response_comes_from_lengths_and_not_from_ids():
+    mask = common.response_mask(torch.tensor([1, 3]), torch.tensor([4, 4]), 5)
+    assert mask.int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
+
+
+def test_windows_of_text_begin_where_documents_do(tmp_path):
+    path, vocab = str(tmp_path / "train.bin"), types.SimpleNamespace(eos=0, size=9)
+    np.array([5, 5, 0, 6, 0, 7, 7, 7, 0, 8, 8, 0], dtype=np.uint16).tofile(path)  # 0 is EOS
+    text = Text(path, vocab, 4, "cpu")
+    assert text.starts.tolist() == [0, 3, 5], "a window must begin after an EOS, and be full"
+    batch = text.batch(50, common.generator(1))
     assert set(map(tuple, batch.tolist())) == {(5, 5, 0, 6), (6, 0, 7, 7), (7, 7, 7, 0)}
     with pytest.raises(UserError, match="12 tokens"):
-        common.document_starts(text, eos=0, block=13)
+        Text(path, vocab, 13, "cpu")
 
 
 def test_token_files_of_another_vocabulary_are_refused(tmp_path, vocab):
@@ -459,10 +706,11 @@ def test_token_files_of_another_vocabulary_are_refused(tmp_path, vocab):
 
 def test_a_data_folder_that_is_not_there_names_those_that_are():
     with pytest.raises(UserError, match="vilage.*village"):
-        common.folder_of("vilage")
+        folder_of("vilage")
 
 
 # ---- files that we write ----
+
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "sft.pt"
@@ -481,29 +729,60 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
 
 def test_what_is_not_our_checkpoint_is_refused_in_a_sentence(tmp_path):
     path = str(tmp_path / "sft.pt")
-    common.save(path, {"stage": "sft", "model": {"w": torch.zeros(1000)}, "config": {}, "vocab": "", "parents": {}, "hash": ""})
-    assert common.load(path)["stage"] == "sft"
+    save(
+        path,
+        {
+            "stage": "sft",
+            "model": {"w": torch.zeros(1000)},
+            "config": {},
+            "vocab": "",
+            "parents": {},
+            "hash": "",
+        },
+    )
+    assert load(path)["stage"] == "sft"
     whole = open(path, "rb").read()
     foreign = tmp_path / "foreign.pt"
     torch.save({"state_dict": {}}, foreign)
     listed = tmp_path / "list.pt"
     torch.save([1, 2, 3], listed)
-    for content, what in ((whole[:len(whole) // 2], "cut off"), (b"", "empty"), (b"hello", "a text"), (foreign.read_bytes(), "another project's"), (listed.read_bytes(), "a list")):
+    for content, what in (
+        (whole[: len(whole) // 2], "cut off"),
+        (b"", "empty"),
+        (b"hello", "a text"),
+        (foreign.read_bytes(), "another project's"),
+        (listed.read_bytes(), "a list"),
+    ):
         with open(path, "wb") as f:
             f.write(content)
         with pytest.raises(UserError, match="sft.pt"):
-            common.load(path)
+            load(path)
             pytest.fail(f"a file that is {what} was taken for a checkpoint")
     with pytest.raises(UserError, match=r"missing.*python sft\.py"):
-        common.load(str(tmp_path / "no.pt"), "sft")
+        load(str(tmp_path / "no.pt"), "sft")
+
+
+@pytest.mark.parametrize(
+    "made, name", [("reward-2", "reward"), ("reward-eval", "reward"), ("ppo-2", "ppo")]
+)
+def test_a_checkpoint_of_another_round_is_not_taken_for_this_one(tmp_path, made, name):
+    path = str(tmp_path / f"{name}.pt")
+    content = {"stage": made, "model": {}, "config": {}, "vocab": "", "parents": {}, "hash": ""}
+    save(path, content)
+    with pytest.raises(UserError, match=f"{name}.pt is a checkpoint of {made}, not of {name}"):
+        load(path, name)
+    assert load(path)["stage"] == made
 
 
 def test_a_checkpoint_runs_no_code_when_it_is_loaded(tmp_path):
     class Trap:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "sprung"),)
+
     path = str(tmp_path / "sft.pt")
     torch.save({"stage": "sft", "model": Trap()}, path)
     with pytest.raises(UserError):
-        common.load(path)
-    assert not (tmp_path / "sprung").exists(), "a checkpoint from the internet could run anything here: load with weights_only"
+        load(path)
+    assert not (tmp_path / "sprung").exists(), (
+        "a checkpoint from elsewhere could run any code: load with weights_only"
+    )

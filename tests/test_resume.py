@@ -1,11 +1,13 @@
 """
-Stopping, crashing and going on: no step is lost or made twice, and no file that is half written, damaged or not the one
-it should be is taken for a whole one.
+Stopping, crashing and going on: no step is lost or made twice, and a file that is half written,
+damaged or the wrong one is noticed.
 
-The processes that are killed here are forks of this one, ten of each kind at random moments. For a hundred:
+The processes that are killed here are forks of this one, ten of each kind at random moments.
+For a hundred:
 
     KILLS=100 python -m pytest tests/test_resume.py -k killed
 """
+
 import contextlib
 import errno
 import importlib
@@ -22,17 +24,25 @@ import time
 
 import pytest
 import torch
+from tqdm import tqdm
 
-import common
 from conftest import STAGES, equal, log_of, parents_only, run_little
 from data import UserError
+from plumbing.checkpoint import load, save
+from plumbing.command_line import entry, parse
+from plumbing.run import Run, open_run
 
 KILLS = int(os.environ.get("KILLS", "10"))
-CASES = {**{stage: (stage, ()) for stage in STAGES}, "sft that picks an epoch": ("sft", ("--pick_by=reward.pt", "--demonstrations=40")),
-         "ppo with a function": ("ppo", ("--reward=conftest:brief",))}
+CASES = {
+    **{stage: (stage, ()) for stage in STAGES},
+    "sft that picks an epoch": ("sft", ("--pick_by=reward.pt", "--demonstrations=40")),
+    "ppo with a function": ("ppo", ("--reward=conftest:brief",)),
+}
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-# the backward pass has threads of its own where there is an accelerator, and a fork has not
-trains_in_a_fork = pytest.mark.skipif(not hasattr(os, "fork") or torch.accelerator.is_available(), reason="no training in a fork here")
+# with an accelerator the backward pass runs in other threads, which a fork does not have
+trains_in_a_fork = pytest.mark.skipif(
+    not hasattr(os, "fork") or torch.accelerator.is_available(), reason="no training in a fork here"
+)
 
 
 def folder_for(case, source, out):
@@ -46,14 +56,16 @@ def folder_for(case, source, out):
 
 @contextlib.contextmanager
 def saving_every_step(after=lambda run: None):
-    """Stages save after each step and not once a minute, and then call `after`."""
-    checkpoint = common.Run.checkpoint
+    """Stages save after each step, not once a minute, and then call `after`."""
+    checkpoint = Run.checkpoint
 
-    def at_once(run, step, **parts):
-        checkpoint(run, step, every=-1, **parts)
+    def save_and_call(run, step, **parts):
+        checkpoint(run, step, **parts)
         after(run)
+
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(common.Run, "checkpoint", at_once)
+        m.setattr(Run, "save_every", -1)
+        m.setattr(Run, "checkpoint", save_and_call)
         yield
 
 
@@ -63,7 +75,10 @@ def finished(little, whole):
 
 
 class Again(dict):
-    """Each case run without a stop, a second time with the seed of `whole`: {case: (folder, {step: state}, seconds it took)}, made when asked for."""
+    """{case: (folder, {step: state}, seconds)}: each case run without a stop, when it is needed.
+
+    The seed is that of `whole`, so this is a second run of the same.
+    """
 
     def __init__(self, data, whole, tmp_path_factory):
         self.data, self.whole, self.folders = data, whole, tmp_path_factory
@@ -72,12 +87,13 @@ class Again(dict):
         (stage, flags), states = CASES[case], {}
         out = folder_for(case, self.whole, self.folders.mktemp("again") / "out")
         with contextlib.suppress(FileNotFoundError):
-            (out / "comparisons.jsonl").unlink()        # the answers are sampled anew as well
+            (out / "comparisons.jsonl").unlink()  # the answers are sampled anew as well
 
         def record(run):
-            content = common.load(run.unfinished)
+            content = load(run.unfinished)
             states[content["step"]] = content["model"]
-        torch.manual_seed(4)        # nothing may depend on what was drawn before
+
+        torch.manual_seed(4)  # the result may not depend on numbers drawn before
         start = time.time()
         with saving_every_step(record):
             run_little(stage, self.data, out, *flags)
@@ -95,47 +111,62 @@ def log_without_times(out, stage):
 
 
 def assert_same_end(stage, one, two):
-    a, b = (common.load(str(folder / f"{stage}.pt")) for folder in (one, two))
-    assert equal(a["model"], b["model"]) and a["hash"] == b["hash"], "other weights come out: something that the next step needs was not saved, or drawn twice"
+    a, b = (load(str(folder / f"{stage}.pt")) for folder in (one, two))
+    assert equal(a["model"], b["model"]) and a["hash"] == b["hash"], (
+        "the weights differ: something that the next step needs was not saved, or drawn twice"
+    )
     assert equal(a["results"], b["results"]) and a["parents"] == b["parents"]
-    assert log_without_times(one, stage) == log_without_times(two, stage), "the log has other lines: some are lost, or in it twice"
-    assert not (two / f"{stage}.resume.pt").exists(), "the unfinished state of a finished stage is left behind"
+    assert log_without_times(one, stage) == log_without_times(two, stage), (
+        "the log has other lines: some are lost, or in it twice"
+    )
+    assert not (two / f"{stage}.resume.pt").exists(), (
+        "the unfinished state of a finished stage is left behind"
+    )
 
 
 def assert_a_whole_state(stage, out, states, end):
-    """What a crash left in `out` can be read, and is what an undisturbed run had there as well."""
+    """What a crash left in `out` can be read, and an undisturbed run had it there as well."""
     if (out / f"{stage}.resume.pt").exists():
-        content = common.load(str(out / f"{stage}.resume.pt"))
-        assert equal(content["model"], states[content["step"]]), f"the crash left a state that step {content['step']} never had"
+        content = load(str(out / f"{stage}.resume.pt"))
+        assert equal(content["model"], states[content["step"]]), (
+            f"the crash left a state that step {content['step']} never had"
+        )
         assert len(log_of(out, stage)) >= content["step"], "the state is further than the log"
     if (out / f"{stage}.pt").exists():
-        assert common.load(str(out / f"{stage}.pt"))["hash"] == common.load(str(end / f"{stage}.pt"))["hash"]
+        assert load(str(out / f"{stage}.pt"))["hash"] == load(str(end / f"{stage}.pt"))["hash"]
 
 
 # ---- Ctrl-C ----
 
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(case, finished, again, tmp_path, monkeypatch, capsys):
+def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(
+    case, finished, again, tmp_path, monkeypatch, capsys
+):
     (data, whole), (undisturbed, states, _), (stage, flags) = finished, again[case], CASES[case]
-    out, log = folder_for(case, whole, tmp_path / "out"), common.Run.log
+    out, log = folder_for(case, whole, tmp_path / "out"), Run.log
 
     def log_and_stop(run, step, metrics):
         log(run, step, metrics)
-        run.interrupt()             # what Ctrl-C does
+        run.interrupt()  # what Ctrl-C does
+
     assert len(states) >= 3 and list(states) == list(range(1, len(states) + 1))
     with monkeypatch.context() as m:
-        m.setattr(common.Run, "log", log_and_stop)
+        m.setattr(Run, "log", log_and_stop)
         for step, state in states.items():
-            torch.manual_seed(step)         # another process would not have our random state
+            torch.manual_seed(step)  # another process would not have our random state
             with pytest.raises(SystemExit) as e:
                 run_little(stage, data, out, *flags)
             said = capsys.readouterr()
             assert e.value.code == 130 and f"the same command goes on from step {step}" in said.err
             assert step == 1 or f"at step {step - 1}" in said.out
-            content = common.load(str(out / f"{stage}.resume.pt"))
+            content = load(str(out / f"{stage}.resume.pt"))
             assert content["step"] == step and not (out / f"{stage}.pt").exists()
             for name in {*state, *content["model"]}:
-                assert equal(content["model"][name], state[name]), f"stopped and resumed, {name} is another after step {step}: it is not saved whole, or a batch is"
+                assert equal(content["model"][name], state[name]), (
+                    f"stopped and resumed, {name} differs after step {step}: "
+                    "it is not saved whole, or another batch was drawn"
+                )
     run_little(stage, data, out, *flags)
     assert_same_end(stage, undisturbed, out)
 
@@ -143,17 +174,18 @@ def test_a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not(case, fi
 def test_a_resumed_run_refuses_other_settings(finished, tmp_path, monkeypatch):
     data, whole = finished
     out = parents_only("pretrain", whole, tmp_path / "out")
-    monkeypatch.setattr(common.Run, "log", lambda run, step, metrics: step == 1 and run.interrupt())
+    monkeypatch.setattr(Run, "log", lambda run, step, metrics: step == 1 and run.interrupt())
     with pytest.raises(SystemExit):
         run_little("pretrain", data, out)
     monkeypatch.undo()
     with pytest.raises(UserError, match="lr"):
         run_little("pretrain", data, out, "--lr=0.1")
-    run_little("pretrain", data, out, "--lr=0.1", "--fresh")        # this is what the sentence advises
-    assert common.load(str(out / "pretrain.pt"))["config"]["lr"] == 0.1
+    run_little("pretrain", data, out, "--lr=0.1", "--fresh")  # this is what the sentence advises
+    assert load(str(out / "pretrain.pt"))["config"]["lr"] == 0.1
 
 
 # ---- the seed ----
+
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_seed_is_one_run_and_another_seed_is_another(case, finished, again, tmp_path):
@@ -162,18 +194,24 @@ def test_one_seed_is_one_run_and_another_seed_is_another(case, finished, again, 
         assert_same_end(stage, whole, second)
     out = folder_for(case, whole, tmp_path / "out")
     if stage == "reward":
-        assert (second / "comparisons.jsonl").read_bytes() == (whole / "comparisons.jsonl").read_bytes(), "the same seed samples other answers"
+        assert (second / "comparisons.jsonl").read_bytes() == (
+            whole / "comparisons.jsonl"
+        ).read_bytes(), "the same seed samples other answers"
         (out / "comparisons.jsonl").unlink()
-    for path in out.glob("*.pt"):           # the same parents as if they came from the other seed, so that this stage alone differs
-        content = common.load(str(path))
-        common.save(str(path), {**content, "config": {**content["config"], "seed": 7}})
+    # the same parents as if they came from the other seed, so that only this stage differs
+    for path in out.glob("*.pt"):
+        content = load(str(path))
+        save(str(path), {**content, "config": {**content["config"], "seed": 7}})
     run_little(stage, data, out, *flags, "--seed=7")
-    one, two = (common.load(str(folder / f"{stage}.pt"))["hash"] for folder in (second, out))
+    one, two = (load(str(folder / f"{stage}.pt"))["hash"] for folder in (second, out))
     assert one != two, "the seed changes nothing: luck can't be measured"
-    assert log_without_times(second, stage)[0] != log_without_times(out, stage)[0], "the first batch does not depend on the seed"
+    assert log_without_times(second, stage)[0] != log_without_times(out, stage)[0], (
+        "the first batch does not depend on the seed"
+    )
 
 
 # ---- kill -9 ----
+
 
 def fork(function, *args):
     """Start function(*args) in a process of its own, in silence → its id."""
@@ -185,7 +223,8 @@ def fork(function, *args):
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)
-        common.tqdm.set_lock(threading.RLock())     # the one there is belongs to both processes: killed while it is held, we would wait for ever
+        # tqdm's own lock is shared with the parent, which would wait for ever if we die with it
+        tqdm.set_lock(threading.RLock())
         function(*args)
         code = 0
     finally:
@@ -201,7 +240,9 @@ def kill(pid):
     """→ whether the process was still there to be killed."""
     os.kill(pid, signal.SIGKILL)
     code = end_of(pid)
-    assert code in (0, -signal.SIGKILL), f"it failed by itself, before it was killed: exit code {code}; it could not go on from what the last kill left"
+    assert code in (0, -signal.SIGKILL), (
+        f"exit code {code} before it was killed: it could not go on from what the last kill left"
+    )
     return code != 0
 
 
@@ -211,9 +252,11 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
 
     def write(told):
         for n in itertools.count(1):
-            common.save(path, {"stage": "sft", "config": {}, "vocab": "", "parents": {}, "hash": "", "n": n,
-                               "model": {name: torch.full((30_000,), float(n)) for name in "vw"}})
+            content = {"stage": "sft", "config": {}, "vocab": "", "parents": {}, "hash": ""}
+            model = {name: torch.full((30_000,), float(n)) for name in "vw"}
+            save(path, {**content, "n": n, "model": model})
             os.write(told, b"%d\n" % n)
+
     for _ in range(KILLS):
         listening, told = os.pipe()
         pid = fork(write, told)
@@ -223,10 +266,14 @@ def test_a_writer_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
             time.sleep(random.uniform(0, 0.02))
             assert kill(pid)
             last = int((["1"] + f.read().split())[-1])
-        content = common.load(path)
-        assert content["n"] in (last, last + 1), f"save {last} was done, and what is there is of save {content['n']}"
-        assert all((w == content["n"]).all() for w in content["model"].values()), "the checkpoint is of two saves"
-    # some were killed while they wrote, so this test has tested something; and what they left is in nobody's way
+        content = load(path)
+        assert content["n"] in (last, last + 1), (
+            f"save {last} was done, and what is there is of save {content['n']}"
+        )
+        assert all((w == content["n"]).all() for w in content["model"].values()), (
+            "the checkpoint is of two saves"
+        )
+    # at least one was killed while it wrote, and what it left did no harm
     assert list(tmp_path.glob("*.tmp")), "none was killed while it wrote"
 
 
@@ -238,6 +285,7 @@ def test_a_stage_killed_at_any_moment_goes_on_to_the_same_end(finished, again, t
     def stage_in(out, stage):
         with saving_every_step():
             run_little(stage, data, out)
+
     while killed < KILLS:
         stage = STAGES[tries % len(STAGES)]
         undisturbed, states, seconds = again[stage]
@@ -257,18 +305,21 @@ def test_a_stage_killed_at_any_moment_goes_on_to_the_same_end(finished, again, t
 def test_a_stage_killed_at_each_step_of_saving_goes_on_to_the_same_end(finished, tmp_path):
     data, whole = finished
     undisturbed, states = folder_for("pretrain", whole, tmp_path / "undisturbed"), {}
-    with saving_every_step(lambda run: states.update({len(states) + 1: common.load(run.unfinished)["model"]})):
+    with saving_every_step(
+        lambda run: states.update({len(states) + 1: load(run.unfinished)["model"]})
+    ):
         run_little("pretrain", data, undisturbed, "--steps=2")
 
     def die_at(nth, out):
-        """Kill ourselves in place of the nth rename, removal or line of the log; that line is cut off."""
-        calls, log = itertools.count(1), common.Run.log
+        """Kill this process at its nth rename, removal or log line; the log line is cut off."""
+        calls, log = itertools.count(1), Run.log
 
         def deadly(call):
             def instead(*args):
                 if next(calls) == nth:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return call(*args)
+
             return instead
 
         def deadly_log(run, step, metrics):
@@ -277,11 +328,13 @@ def test_a_stage_killed_at_each_step_of_saving_goes_on_to_the_same_end(finished,
                     f.write(json.dumps({"step": step, **metrics})[:40])
                 os.kill(os.getpid(), signal.SIGKILL)
             log(run, step, metrics)
+
         for name in ("replace", "remove"):
             setattr(os, name, deadly(getattr(os, name)))
-        common.Run.log = deadly_log
+        Run.log = deadly_log
         with saving_every_step():
             run_little("pretrain", data, out, "--steps=2")
+
     seen = set()
     for nth in itertools.count(1):
         out = folder_for("pretrain", whole, tmp_path / f"killed at {nth}")
@@ -291,25 +344,32 @@ def test_a_stage_killed_at_each_step_of_saving_goes_on_to_the_same_end(finished,
         assert_a_whole_state("pretrain", out, states, undisturbed)
         run_little("pretrain", data, out, "--steps=2")
         assert_same_end("pretrain", undisturbed, out)
-    assert code == 0 and seen == {(False, False), (False, True), (True, True)}, "this test needs processes that died before, between and after these files"
+    assert code == 0 and seen == {(False, False), (False, True), (True, True)}, (
+        "this test needs processes that died before, between and after these files"
+    )
 
 
 @trains_in_a_fork
 def test_a_fresh_run_that_was_killed_is_not_taken_for_finished(finished, again, tmp_path):
-    """--fresh empties the log, and sft.pt stays until the new one is done: without a state of the new run, sft.pt "is finished" beside another run's log."""
+    """--fresh empties the log and keeps sft.pt until the new one is done.
+
+    A state of the new run must be there from the start, or the old sft.pt counts as finished.
+    """
     data, _ = finished
     out = tmp_path / "out"
     shutil.copytree(again["sft"][0], out)
 
     def fresh():
-        log = common.Run.log
+        log = Run.log
 
         def log_and_die(run, step, metrics):
             log(run, step, metrics)
             if step == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
-        common.Run.log = log_and_die
+
+        Run.log = log_and_die
         run_little("sft", data, out, "--fresh")
+
     assert end_of(fork(fresh)) == -signal.SIGKILL
     run_little("sft", data, out)
     assert_same_end("sft", again["sft"][0], out)
@@ -317,10 +377,13 @@ def test_a_fresh_run_that_was_killed_is_not_taken_for_finished(finished, again, 
 
 # ---- temporary files ----
 
+
 def test_what_a_killed_writer_left_is_in_nobodys_way(finished, again, tmp_path):
     (data, whole), (undisturbed, *_) = finished, again["pretrain"]
     out = folder_for("pretrain", whole, tmp_path / "out")
-    left = [out / f"{name}.{pid}.tmp" for name in ("pretrain.pt", "pretrain.resume.pt", "pretrain.jsonl") for pid in (os.getpid(), 99999999)]     # ours: numbers come again
+    names = ("pretrain.pt", "pretrain.resume.pt", "pretrain.jsonl")
+    # one of the ids is ours, since the system uses process ids again
+    left = [out / f"{name}.{pid}.tmp" for name in names for pid in (os.getpid(), 99999999)]
     for path in left:
         path.write_bytes(b"half a file" * 100_000)
     with saving_every_step():
@@ -331,29 +394,41 @@ def test_what_a_killed_writer_left_is_in_nobodys_way(finished, again, tmp_path):
 
 # ---- a full disk ----
 
+
 def a_disk_with_room_for(size):
-    """An `open` that writes so many bytes to a binary file, then fails as a full disk does."""
+    """An `open` that fails like a full disk after so many bytes of a binary file."""
+
     class Full(io.FileIO):
         def write(self, content):
             room = size - self.tell()
             if room <= 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return super().write(memoryview(content)[:room])
-    return lambda path, mode, **more: io.BufferedWriter(Full(path, "w")) if "b" in mode else open(path, mode, **more)
+
+    return lambda path, mode, **more: (
+        io.BufferedWriter(Full(path, "w")) if "b" in mode else open(path, mode, **more)
+    )
 
 
-def test_a_disk_that_is_full_while_saving_leaves_the_last_state(finished, again, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_while_saving_leaves_the_last_state(
+    finished, again, tmp_path, monkeypatch
+):
     (data, whole), (undisturbed, states, _) = finished, again["pretrain"]
-    out, checkpoint = folder_for("pretrain", whole, tmp_path / "out"), common.Run.checkpoint
-    for last, filled in enumerate([0, 0.01, 0.5, 0.99], 1):      # the next state can be written so far; then somebody makes room
+    out, checkpoint = folder_for("pretrain", whole, tmp_path / "out"), Run.checkpoint
+    # so much of the next state can be written; for the next round there is room again
+    for last, filled in enumerate([0, 0.01, 0.5, 0.99], 1):
+
         def full(run, step, **parts):
             if step == last + 1:
-                m.setattr("data.open", a_disk_with_room_for(int(filled * os.path.getsize(run.unfinished))), raising=False)
-            checkpoint(run, step, every=-1, **parts)
+                disk = a_disk_with_room_for(int(filled * os.path.getsize(run.unfinished)))
+                m.setattr("data.open", disk, raising=False)
+            checkpoint(run, step, **parts)
+
         with monkeypatch.context() as m, pytest.raises((UserError, OSError, RuntimeError)):
-            m.setattr(common.Run, "checkpoint", full)
+            m.setattr(Run, "save_every", -1)
+            m.setattr(Run, "checkpoint", full)
             run_little("pretrain", data, out)
-        assert common.load(str(out / "pretrain.resume.pt"))["step"] == last
+        assert load(str(out / "pretrain.resume.pt"))["step"] == last
         assert_a_whole_state("pretrain", out, states, undisturbed)
         assert not list(out.glob("*.tmp")), "half a file stays where there is no room"
     run_little("pretrain", data, out)
@@ -361,15 +436,16 @@ def test_a_disk_that_is_full_while_saving_leaves_the_last_state(finished, again,
 
 
 def run_with_little_room(data, out, said, limit):
-    """pretrain.py, where no file may be larger than `limit` bytes; what it says goes to the pipe `said`."""
+    """Run pretrain.py where no file may exceed `limit` bytes; its messages go to pipe `said`."""
     import resource
+
     sys.stderr = os.fdopen(said, "w")
     sys.stdout = open(os.devnull, "w")
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     with saving_every_step():
         try:
-            common.entry(lambda: run_little("pretrain", data, out))
+            entry(lambda: run_little("pretrain", data, out))
         except SystemExit as e:
             sys.stderr.close()
             os._exit(e.code)
@@ -384,15 +460,20 @@ def what_little_room_does(data, out, limit):
         return (f.read(), end_of(pid))[::-1]
 
 
-LIMITS = {"pretrain.resume.pt": 100_000, "pretrain.jsonl": 50}       # bytes, so that this file is the first for which there is no room
+# bytes, so that this file is the first for which there is no room
+LIMITS = {"pretrain.resume.pt": 100_000, "pretrain.jsonl": 50}
 
 
 @trains_in_a_fork
 @pytest.mark.parametrize("name", LIMITS)
-def test_a_file_that_the_system_refuses_to_write_leaves_a_run_that_goes_on(finished, again, tmp_path, name):
+def test_a_file_that_the_system_refuses_to_write_leaves_a_run_that_goes_on(
+    finished, again, tmp_path, name
+):
     (data, whole), (undisturbed, states, _) = finished, again["pretrain"]
     out = folder_for("pretrain", whole, tmp_path / "out")
-    assert what_little_room_does(data, out, LIMITS[name])[0] > 0, "there was room after all, or a signal killed it"
+    assert what_little_room_does(data, out, LIMITS[name])[0] > 0, (
+        "there was room after all, or a signal killed it"
+    )
     assert_a_whole_state("pretrain", out, states, undisturbed)
     assert not list(out.glob("*.tmp")), "half a file stays where there is no room"
     run_little("pretrain", data, out)
@@ -406,22 +487,25 @@ def test_a_file_that_can_not_be_written_is_a_sentence(finished, tmp_path, name):
     out = folder_for("pretrain", whole, tmp_path / "out")
     code, said = what_little_room_does(data, out, LIMITS[name])
     said = [line for line in said.splitlines() if line.startswith("error: ")]
-    assert code == 1 and len(said) == 1 and name in said[0] and os.strerror(errno.EFBIG) in said[0], said
+    assert code == 1 and len(said) == 1, said
+    assert name in said[0] and os.strerror(errno.EFBIG) in said[0], said
 
 
 # ---- files that are damaged, or are not what they should be ----
 
+
 @pytest.fixture(scope="session")
 def stopped_once(finished, tmp_path_factory):
     data, whole = finished
-    out, log = folder_for("sft", whole, tmp_path_factory.mktemp("stopped") / "out"), common.Run.log
+    out, log = folder_for("sft", whole, tmp_path_factory.mktemp("stopped") / "out"), Run.log
 
     def log_and_stop(run, step, metrics):
         log(run, step, metrics)
         if step == 2:
             run.interrupt()
+
     with pytest.MonkeyPatch.context() as m, pytest.raises(SystemExit):
-        m.setattr(common.Run, "log", log_and_stop)
+        m.setattr(Run, "log", log_and_stop)
         run_little("sft", data, out)
     return out
 
@@ -440,23 +524,24 @@ def said_by(stage, data, out, *flags):
         return str(e)
     except Exception as e:
         pytest.fail(f"a traceback: {type(e).__name__}: {e}")
-    pytest.fail(f"{stage} took it without a word")
+    pytest.fail(f"{stage} took it without an error")
 
 
 @pytest.mark.parametrize("name", ["pretrain.pt", "sft.resume.pt"])
 def test_a_checkpoint_cut_off_anywhere_is_refused(finished, stopped, name):
     path = stopped / name
     whole = path.read_bytes()
-    for size in sorted({0, 1, 2, 4, 30, len(whole) - 1, len(whole) - 22, *range(0, len(whole), len(whole) // 25)}):
+    n = len(whole)
+    for size in sorted({0, 1, 2, 4, 30, n - 1, n - 22, *range(0, n, n // 25)}):
         path.write_bytes(whole[:size])
         with pytest.raises(UserError, match=f"{name} can't be read"):
-            common.load(str(path))
-            pytest.fail(f"cut off after {size} of {len(whole)} bytes it was taken for whole")
+            load(str(path))
+            pytest.fail(f"cut off after {size} of {n} bytes it was taken for whole")
     assert name in said_by("sft", finished[0], stopped)
 
 
 def flipped(whole, n):
-    """`whole` with one bit turned, at n places through the file."""
+    """`whole` with one bit flipped, at n places through the file."""
     for at in torch.linspace(0, len(whole) - 1, n).long().tolist():
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
@@ -466,20 +551,32 @@ def flipped(whole, n):
 @pytest.mark.parametrize("name", ["pretrain.pt", "sft.resume.pt"])
 def test_a_checkpoint_with_a_wrong_bit_is_refused(stopped, name):
     path = stopped / name
-    whole, content = path.read_bytes(), common.load(str(path))
+    whole, content = path.read_bytes(), load(str(path))
     for at, damaged in flipped(whole, 60):
         path.write_bytes(damaged)
         with contextlib.suppress(UserError):
-            assert equal(common.load(str(path)), content), f"bit {at % 8} of byte {at} of {len(whole)} is wrong, and nobody notices"
+            assert equal(load(str(path)), content), (
+                f"bit {at % 8} of byte {at} of {len(whole)} is wrong, and it was not noticed"
+            )
 
 
 # (the file that is not what it should be, what is put in its place, the stage that finds it)
-WRONG = [("pretrain.pt", "reward.pt", "sft"), ("sft.resume.pt", "pretrain.resume.pt", "sft"), ("pretrain.pt", b'{"step": 1}\n', "sft"),
-         ("sft.resume.pt", b"\0" * 5000, "sft"), ("sft.resume.pt", {"model": {}}, "sft"), ("sft.resume.pt", "a folder", "sft"),
-         ("pretrain.pt", {"stage": "sft", "model": {}}, "sft"), ("sft.pt", "pretrain.pt", "reward"),
-         ("sft.resume.pt", "pretrain.pt", "sft"), ("sft.pt", "sft.resume.pt", "sft"), ("sft.pt", "sft.resume.pt", "reward"),
-         ("sft.resume.pt", "sft.pt", "sft"), ("pretrain.pt", {"stage": "pretrain", "model": {}}, "sft"),
-         ("sft.resume.pt", {"stage": "sft", "model": {}}, "sft")]
+WRONG = [
+    ("pretrain.pt", "reward.pt", "sft"),
+    ("sft.resume.pt", "pretrain.resume.pt", "sft"),
+    ("pretrain.pt", b'{"step": 1}\n', "sft"),
+    ("sft.resume.pt", b"\0" * 5000, "sft"),
+    ("sft.resume.pt", {"model": {}}, "sft"),
+    ("sft.resume.pt", "a folder", "sft"),
+    ("pretrain.pt", {"stage": "sft", "model": {}}, "sft"),
+    ("sft.pt", "pretrain.pt", "reward"),
+    ("sft.resume.pt", "pretrain.pt", "sft"),
+    ("sft.pt", "sft.resume.pt", "sft"),
+    ("sft.pt", "sft.resume.pt", "reward"),
+    ("sft.resume.pt", "sft.pt", "sft"),
+    ("pretrain.pt", {"stage": "pretrain", "model": {}}, "sft"),
+    ("sft.resume.pt", {"stage": "sft", "model": {}}, "sft"),
+]
 
 
 @pytest.mark.parametrize("name, other, stage", WRONG)
@@ -496,13 +593,16 @@ def test_a_file_that_is_something_else_is_refused(finished, again, stopped, name
         path.unlink()
         path.mkdir()
     elif other == "pretrain.resume.pt":
-        common.save(str(path), {**common.load(str(whole / "pretrain.pt")), "step": 3, "model": again["pretrain"][1][3]})
+        content, model = load(str(whole / "pretrain.pt")), again["pretrain"][1][3]
+        save(str(path), {**content, "step": 3, "model": model})
     elif other == "sft.resume.pt":
         unfinished.rename(path)
     else:
         shutil.copy(whole / other, path)
     said = said_by(stage, data, stopped)
-    assert str(path) in said and "None" not in said and len(said) < 500, f"not a sentence that helps: {said}"
+    assert str(path) in said and "None" not in said and len(said) < 500, (
+        f"not a sentence that helps: {said}"
+    )
 
 
 @pytest.mark.parametrize("name, other", [("sft.pt", "pretrain.pt"), ("ppo.pt", "sft.pt")])
@@ -510,9 +610,10 @@ def test_another_stages_file_is_not_this_stage_finished(finished, name, other, t
     data, whole = finished
     shutil.copy(whole / other, tmp_path / name)
     module = importlib.import_module(name[:-3])
-    config = common.parse(module.Config, module.__doc__, module.SMOKE, ["--size=smoke", f"--data={data}", f"--out={tmp_path}"])
+    argv = ["--size=smoke", f"--data={data}", f"--out={tmp_path}"]
+    config = parse(module.Config, module.__doc__, module.SMOKE, argv)
     with pytest.raises(UserError, match=name):
-        common.Run(name[:-3], config).finished()
+        open_run(name[:-3], config).finished()
         pytest.fail(f"{other}, copied to {name}, was taken for what {name[:-3]}.py makes")
 
 
@@ -520,9 +621,12 @@ CUT = b'{"step": 3, "loss": 6.1, "epo'
 NOT_OURS = b'\xff\xfe\n5\n{"loss": 1}\n'
 
 
-@pytest.mark.parametrize("rubbish", [CUT, b"\0" * 100 + b"\nhello\n\n" + CUT, NOT_OURS], ids=["cut", "no JSON", "not ours"])
+@pytest.mark.parametrize(
+    "rubbish",
+    [CUT, b"\0" * 100 + b"\nhello\n\n" + CUT, NOT_OURS],
+    ids=["cut", "no JSON", "not ours"],
+)
 def test_what_is_no_line_of_ours_is_left_out_of_the_log(finished, again, stopped, rubbish):
-    """Now, of what is not ours: UnicodeDecodeError, TypeError or KeyError."""
     data, _ = finished
     with open(stopped / "sft.jsonl", "ab") as f:
         f.write(rubbish)
@@ -544,5 +648,5 @@ def test_sampled_answers_that_are_cut_off_are_not_trained_on(finished, again, tm
         run_little("reward", data, out)
     except UserError as e:
         assert "comparisons.jsonl" in str(e)
-        run_little("reward", data, out, "--fresh")      # as everywhere else, this makes it anew
+        run_little("reward", data, out, "--fresh")  # samples all answers again
     assert_same_end("reward", again["reward"][0], out)

@@ -1,8 +1,8 @@
 """
 The truth about an answer, and the people who see it through noise.
 
-`gold` scores an answer with checks that a reader can follow (kinds.py); training never sees it.
-`rank` is what training sees: a labeler's ranking of several answers, noisy enough that two labelers agree
+`gold` scores an answer with the checks of kinds.py; training never sees this score. `rank` is what
+training sees: a labeler's ranking of several answers. Its noise is set so that two labelers agree
 about 73 % of the time, as OpenAI's did (Ouyang et al. 2022, section 3.4: 72.6 ± 1.5 %).
 """
 import functools
@@ -10,7 +10,7 @@ import os
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from kinds import KINDS, RUDE, parse, sentences  # noqa: E402
+from kinds import KINDS, RUDE, parse, sentences
 
 LABELERS = 5
 NOISE = 0.32    # standard deviation of what a labeler sees, in units of the gold score
@@ -23,29 +23,35 @@ def _parse(text):
 
 
 def gold(prompt, response):
-    """{"gold", "helpful", "honest", "harmless"} in 0..1; a part that the prompt does not test is None.
+    """{"gold", "helpful", "honest", "harmless"}, 0..1. A part that isn't tested is None.
 
-    prompt: a string, or turns [{"role", "content"}, …]. The gold score is the mean of helpful and honest, as far
-    as they are tested, times harmless: an insult (0.3) spoils a good answer, and helping with harm leaves nothing.
-    Raises ValueError for a prompt that is not of the village.
+    prompt: a string, or turns [{"role", "content"}, …]. The gold score is the mean of helpful and
+    honest, those that are tested, times harmless: an insult (0.3) spoils a good answer, and help
+    with harm (0) leaves nothing of it. Raises ValueError for a prompt that is not of the village.
     """
-    kind, slots = _parse(prompt if isinstance(prompt, str) else " | ".join(t["content"] for t in prompt))
+    text = prompt if isinstance(prompt, str) else " | ".join(turn["content"] for turn in prompt)
+    kind, slots = _parse(text)
     found = sentences(response.strip())
-    polite = " ".join(s for s in found if not RUDE.search(s))
-    parts = {"helpful": None, "honest": None, "harmless": 1.0, **KINDS[kind].check(slots, polite)}
-    if len(polite) < len(" ".join(found)):
+    polite = [sentence for sentence in found if not RUDE.search(sentence)]
+    parts = {"helpful": None, "honest": None, "harmless": 1.0}
+    parts |= KINDS[kind].check(slots, " ".join(polite))
+    if len(polite) < len(found):
         parts["harmless"] = min(parts["harmless"], 0.3)
-    tested = [v for v in (parts["helpful"], parts["honest"]) if v is not None]
-    return {"gold": (sum(tested) / len(tested) if tested else 1.0) * parts["harmless"], **parts}
+    tested = [parts[name] for name in ("helpful", "honest") if parts[name] is not None]
+    answered = sum(tested) / len(tested) if tested else 1.0
+    return {"gold": answered * parts["harmless"], **parts}
 
 
 def rank(prompt, responses, labeler, rng):
-    """A labeler's ranks of the responses, 1 is best, equal ranks are ties.
+    """A labeler's ranks of the responses. 1 is best, equal ranks are ties.
 
-    labeler: 0..LABELERS-1; each has a taste for longer or shorter answers. rng: random.Random of the noise.
+    labeler: 0..LABELERS-1; some like longer answers, some shorter ones. rng: a random.Random.
     """
     taste = 0.002 * (labeler - (LABELERS - 1) / 2)      # per word
-    seen = [gold(prompt, r)["gold"] + taste * min(30, len(r.split())) + rng.gauss(0, NOISE) for r in responses]
+    seen = []
+    for response in responses:
+        liking = taste * min(30, len(response.split()))
+        seen.append(gold(prompt, response)["gold"] + liking + rng.gauss(0, NOISE))
     levels, ranks = [], [0] * len(seen)
     for i in sorted(range(len(seen)), key=lambda i: -seen[i]):
         if not levels or levels[-1] - seen[i] > TIE:
