@@ -18,7 +18,7 @@ from common import generator
 from data import UserError, folder_of
 from data.vocab import Vocab
 from plumbing.checkpoint import load, model_from
-from plumbing.command_line import Common, entry, flag, parse
+from plumbing.command_line import Common, entry, flag, parse, typed
 from plumbing.device import pick_device, pick_dtype
 from plumbing.stages import POLICY, in_round, policies, round_of
 from ppo import penalize_missing_eos
@@ -30,10 +30,11 @@ class Config(Common):
     stage: str = flag("", "one or several of pretrain, sft, ppo, ppo-2 …, joined by commas; empty: "
                           "the newest there is")
     prompt: str = flag("", "answer this and exit")
-    temperature: float = flag(1.0, "0 is greedy")
-    top_k: int = flag(0, "sample from the k likeliest tokens; 0 is all")
-    top_p: float = flag(1.0, "sample from the smallest set of tokens with this much probability")
-    best_of: int = flag(1, "answers to choose from")
+    temperature: float = flag(1.0, "0 is greedy", "0 or [0.001, inf)")
+    top_k: int = flag(0, "sample from the k likeliest tokens; 0 is all", "[0, inf)")
+    top_p: float = flag(1.0, "sample from the smallest set of tokens with this much probability",
+                        "(0, 1]")
+    best_of: int = flag(1, "answers to choose from", "[1, inf)")
 
 
 def fit(turns, vocab, room):
@@ -71,7 +72,7 @@ def best_reply(model, reward_model, results, ids, vocab, n, options):
     results: the reward model's, for PPO's rule on a missing EOS.
     """
     responses = sampling.generate(model, [ids] * n, **options)
-    rollout = Rollout.of([ids] * n, responses, vocab, model.wte.weight.device)
+    rollout = Rollout.of([ids] * n, responses, vocab, model)
     scores = penalize_missing_eos(reward_scores(reward_model, rollout, n), rollout.has_eos,
                                   results["score_mean"], results["score_std"])
     best = scores.argmax().item()
@@ -106,12 +107,9 @@ def load_models(config, vocab):
 
 def main():
     config = parse(Config, __doc__)
-    if config.temperature < 0 or config.top_k < 0 or not 0 < config.top_p <= 1:
-        raise UserError("--temperature and --top_k can't be negative, --top_p lies above 0 and up "
-                        "to 1")
-    if config.best_of < 1 or config.best_of > 1 and config.temperature == 0:
-        raise UserError(f"--best_of={config.best_of}: give 1 or more; with --temperature=0 all "
-                        f"answers would be the same one")
+    if config.best_of > 1 and config.temperature == 0:
+        raise UserError(f"--best_of={config.best_of}: with --temperature=0 all answers would be "
+                        f"the same one")
     vocab = Vocab(folder_of(config.data))
     models, reward_model, results = load_models(config, vocab)
     rng = generator(config.seed if "seed" in config.given else time.time_ns(), "chat")
@@ -134,9 +132,8 @@ def main():
         return answer(config.prompt)
     print(f"{', '.join(models)} of {config.out}; /reset forgets, /quit ends")
     while True:
-        try:
-            message = input("> ").strip()
-        except EOFError:
+        message = typed("> ")
+        if message is None:
             return print()
         if message == "/quit":
             return
@@ -145,6 +142,8 @@ def main():
             print("(forgotten)")
         elif message.startswith("/"):
             print("there are /reset and /quit")
+        elif "\ufffd" in message:
+            print("part of this is not valid UTF-8, type it again")
         elif message:
             try:
                 answer(message)

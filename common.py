@@ -35,18 +35,18 @@ def masked_mean(x, mask):
 
 # ---- batches ----
 
-def round_up(length, multiple=16):
+def round_up(length, multiple=16, most=math.inf):
     """The next multiple. Kernels are prepared for each shape, so fewer shapes are faster."""
-    return math.ceil(length / multiple) * multiple
+    return max(length, min(most, math.ceil(length / multiple) * multiple))
 
 
-def pad(rows, pad_id, device="cpu", multiple=16):
-    """Token lists → (tokens (B, T) right-padded, lengths (B,)).
+def pad(rows, pad_id, device="cpu", multiple=16, block=math.inf):
+    """Token lists → (tokens (B, T) right-padded, by no PAD beyond the `block`, lengths (B,)).
 
     Lengths stay on the CPU: to read one from a GPU is to wait for its queue.
     """
     lengths = torch.tensor([len(row) for row in rows])
-    tokens = torch.full((len(rows), round_up(max(lengths.tolist()), multiple)), pad_id)
+    tokens = torch.full((len(rows), round_up(max(lengths.tolist()), multiple, block)), pad_id)
     for i, row in enumerate(rows):
         tokens[i, :len(row)] = torch.tensor(row)
     return to_device(tokens, device), lengths

@@ -16,7 +16,7 @@ import torch
 
 import sampling
 from common import by_length, generator
-from data import UserError, read_heldout, read_jsonl, replacing
+from data import UserError, read_heldout, read_jsonl, record, replacing
 from plumbing.processes import RANK, all_gather, shard
 from plumbing.run import progress_bar
 from plumbing.stages import in_round, policy_before, script_of
@@ -73,9 +73,11 @@ def sampled_comparisons(run, judge, sources, n=1):
     config, policy = run.config, policy_before(n)
     path = os.path.join(config.out, in_round("comparisons", n) + ".jsonl")
     is_earlier = n < config.round
+    source = "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl"
     made_by = " ".join(map(str, [
         run.parents[policy]["hash"], config.prompts, config.heldout, config.answers,
-        config.max_new_tokens, sources, config.seed, *([config.others] if config.others else [])]))
+        config.max_new_tokens, sources, config.seed,
+        record(os.path.join(run.folder, source)), *([config.others] if config.others else [])]))
     if os.path.exists(path) and (is_earlier or not config.fresh):
         rows = read_jsonl(path, ["prompt", "responses", "ranks"])
         there = rows[0].get("of", "")

@@ -38,10 +38,11 @@ from rollout import Rollout, scorer
 class Config(Common):
     stages: str = flag("pretrain,sft,ppo", "of OUT, to compare; sft must be among them")
     prompts: int = flag(1000, "held-out prompts of kinds that were demonstrated; those of other "
-                              "kinds come on top")
-    temperature: float = flag(1.0, "of the answers")
-    samples: int = flag(8, "prompts to print with all answers")
-    best_of: int = flag(0, "add a column: the best of so many SFT answers by the reward model")
+                              "kinds come on top", "[1, inf)")
+    temperature: float = flag(1.0, "of the answers", "0 or [0.001, inf)")
+    samples: int = flag(8, "prompts to print with all answers", "[0, inf)")
+    best_of: int = flag(0, "add a column: the best of so many SFT answers by the reward model",
+                       "0 or [2, inf)")
     reward: str = flag("", "the function that PPO was trained with, if it was: its value is shown, "
                            "and picks the best of n")
 
@@ -91,7 +92,7 @@ def best_of_n(n, model, raw_scores, results, rows, prompts, run):
     """
     answers = sample_answers(model, prompts, run, n, f"best of {n}", run.config.temperature)
     flat = [response for k_answers in answers for response in k_answers]
-    rollout = Rollout.of([p for p in prompts for _ in range(n)], flat, run.vocab, run.device)
+    rollout = Rollout.of([p for p in prompts for _ in range(n)], flat, run.vocab, model)
     scores = raw_scores(rollout, [row for row in rows for _ in range(n)])
     mean, std = scores.mean(), scores.std()
     if results:
@@ -213,11 +214,9 @@ def check_config(config):
     if config.fresh:
         raise UserError("--fresh: evaluate.py always evaluates anew; give --fresh to the stage "
                         "that is to be made again")
-    if config.prompts < 1:
-        raise UserError(f"--prompts={config.prompts}: at least one is needed")
-    if config.best_of < 0 or config.best_of == 1 or config.best_of and config.temperature == 0:
-        raise UserError(f"--best_of={config.best_of}: give 2 or more, and a --temperature above 0, "
-                        f"or there is nothing to choose from")
+    if config.best_of and config.temperature == 0:
+        raise UserError(f"--best_of={config.best_of}: give a --temperature above 0, or there is "
+                        f"nothing to choose from")
     return stages
 
 
@@ -255,7 +254,7 @@ def main():
         sampled[f"best of {k}"] = best_of_n(k, sft, best_by, results, rows, prompts, run)
     marks, summary, names = {}, {}, list(sampled)
     for name, responses in sampled.items():
-        rollout = Rollout.of(prompts, responses, vocab, run.device)
+        rollout = Rollout.of(prompts, responses, vocab, sft)
         if name in models:
             kl = kl_per_answer(models[name], sft, rollout, config.temperature)
         else:       # an upper bound (Stiennon et al. 2020; Beirami et al. 2024)
@@ -295,9 +294,13 @@ def write_results(summary, number, run):
         json.dump(summary, f, indent=1)
     figure = os.path.join(config.out, in_round("curves", number) + ".png")
     log = read_log(os.path.join(config.out, in_round("ppo", number) + ".jsonl"))
-    draw_curves(log, figure, config.reward)
+    if log:
+        draw_curves(log, figure, config.reward)
+    else:
+        print(f"\nno curves: {config.out} has no log of {in_round('ppo', number)}")
     each = ", ".join(f"{stage} {t:.0f} s" for stage, t in seconds.items())
-    print(f"\nwrote {path} and {figure}; {each}, {sum(seconds.values()) / 60:.1f} minutes in all")
+    files = f"{path} and {figure}" if log else path
+    print(f"\nwrote {files}; {each}, {sum(seconds.values()) / 60:.1f} minutes in all")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,12 @@ def check_config(config):
         raise UserError("--top_k and --top_p can't be used in rollouts: the sampled distribution "
                         "would not be the one that is scored. They are for talking: "
                         "python chat.py --top_k=…")
-    if config.temperature <= 0:
-        raise UserError(f"--temperature={config.temperature}: rollouts must be random, so it must "
-                        f"be above 0")
     if config.episodes % config.minibatches:
         raise UserError(f"--episodes={config.episodes} does not divide into "
                         f"--minibatches={config.minibatches}")
+    if config.reward and config.episodes < 2:
+        raise UserError(f"--episodes={config.episodes}: give 2 or more, since a function's scores "
+                        f"are brought to standard deviation 1 on the first rollout")
     if config.reward and config.round > 1:
         raise UserError(f"--reward={config.reward} --round={config.round}: a further round is for "
                         f"new comparisons, and a function needs none; give more --iterations")

@@ -224,9 +224,9 @@ class GPT(Trunk):
             target.copy_(weight)
         return model
 
-    def save_pretrained(self, folder):
-        """Write config.json and model.safetensors in Hugging Face's GPT-2 layout."""
-        gpt2.write_weights(folder, asdict(self.config), self.state_dict())
+    def save_pretrained(self, folder, vocab=None):
+        """Write config.json, with the vocab's eos and pad, and model.safetensors (Hugging Face)."""
+        gpt2.write_weights(folder, asdict(self.config), self.state_dict(), vocab)
 
 
 class ScalarGPT(Trunk):

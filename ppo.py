@@ -45,29 +45,29 @@ from rollout import in_chunks, read_prompts, sample_rollout, scorer
 
 @dataclass
 class Config(Common):
-    iterations: int = flag(60, "of rollout and update")
-    episodes: int = flag(256, "answers per iteration")
-    minibatches: int = flag(4, "optimiser steps per epoch")
-    ppo_epochs: int = flag(1, "passes over a rollout; the paper has 1")
-    micro_batch_size: int = flag(0, "episodes per forward pass, to save memory; 0: a minibatch")
-    lr: float = flag(2e-4, "of the policy")
-    critic_lr: float = flag(5e-4, "of the value network")
-    warmup: int = flag(10, "iterations of linear warm-up from a tenth")
-    beta: float = flag(0.1, "weight of the KL penalty per token")
-    adaptive_kl: float = flag(0.0, "steer beta to this KL per answer, in nats; 0 keeps it fixed")
-    clip: float = flag(0.2, "of the ratio")
-    value_clip: float = flag(0.2, "of the change of a value")
-    gamma: float = flag(1.0, "discount; 1 is none, as in the paper")
-    lam: float = flag(0.95, "λ of generalised advantage estimation")
-    temperature: float = flag(1.0, "of rollouts, and of every log-probability")
-    top_k: int = flag(0, "refused: rollouts sample from the distribution that is scored")
-    top_p: float = flag(1.0, "refused, likewise")
-    ptx_coef: float = flag(1.0, "γ of eq. 2, on the mean loss per token; the paper prints 27.8")
-    ptx_ratio: float = flag(0.125, "windows of pretraining text per episode; the paper has 8")
-    ema: float = flag(0.992, "of the policy's weights, at every optimiser step")
-    eval_every: int = flag(10, "iterations between measurements on held-out prompts")
+    iterations: int = flag(60, "of rollout and update", "[1, inf)")
+    episodes: int = flag(256, "answers per iteration", "[1, inf)")
+    minibatches: int = flag(4, "optimiser steps per epoch", "[1, inf)")
+    ppo_epochs: int = flag(1, "passes over a rollout; the paper has 1", "[1, inf)")
+    micro_batch_size: int = flag(0, "episodes in a forward pass; 0: a minibatch", "[0, inf)")
+    lr: float = flag(2e-4, "of the policy", "(0, inf)")
+    critic_lr: float = flag(5e-4, "of the value network", "[0, inf)")
+    warmup: int = flag(10, "iterations of linear warm-up from a tenth", "[0, inf)")
+    beta: float = flag(0.1, "weight of the KL penalty per token", "[0, inf)")
+    adaptive_kl: float = flag(0.0, "steer beta to this KL per answer; 0: fixed", "[0, inf)")
+    clip: float = flag(0.2, "of the ratio", "(0, inf)")
+    value_clip: float = flag(0.2, "of the change of a value", "(0, inf)")
+    gamma: float = flag(1.0, "discount; 1 is none, as in the paper", "[0, 1]")
+    lam: float = flag(0.95, "λ of generalised advantage estimation", "[0, 1]")
+    temperature: float = flag(1.0, "of rollouts, and of every log-probability", "[0.001, inf)")
+    top_k: int = flag(0, "refused: rollouts sample from what is scored", "[0, inf)")
+    top_p: float = flag(1.0, "refused, likewise", "(0, 1]")
+    ptx_coef: float = flag(1.0, "γ of eq. 2, on the mean loss; the paper prints 27.8", "[0, inf)")
+    ptx_ratio: float = flag(0.125, "windows of text per episode; the paper has 8", "[0, inf)")
+    ema: float = flag(0.992, "of the policy's weights, at every optimiser step", "[0, 1)")
+    eval_every: int = flag(10, "iterations between measurements on held-out prompts", "[1, inf)")
     reward: str = flag("", "module:function or file.py:function, in place of the reward model")
-    round: int = flag(1, "from 2 on: go on from the round before, with reward-<round>.pt")
+    round: int = flag(1, "from 2 on: go on from the round before", "[1, inf)")
 
 
 SMOKE = {"iterations": 3, "episodes": 16, "minibatches": 2, "eval_every": 2}
@@ -364,7 +364,7 @@ def main():
         run.checkpoint(iteration + 1, **saved)
 
     run.finish(ema_policy, {"kl": state["kl"], "beta": state["beta"]})
-    evaluate_run(run)
+    return evaluate_run(run)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Windows begin where a document begins. So a prompt at position 0 looks like the 
 Left out: several files of text, sharded weights and optimiser states.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
-import os
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 
 import sampling
 from common import adamw, cosine, generator, micro_batches, to_float32, update
-from data import read_jsonl
+from data import read_abilities
 from data.text import read_texts
 from model import GPT
 from plumbing.command_line import Common, entry, flag, parse
@@ -26,14 +25,14 @@ from plumbing.run import open_run, progress_bar
 
 @dataclass
 class Config(Common):
-    steps: int = flag(2400, "optimiser steps")
-    batch: int = flag(16, "windows per step, each as long as the block")
-    micro_batch_size: int = flag(0, "windows per forward pass, to save memory; 0: the batch")
-    lr: float = flag(4e-3, "peak learning rate: cosine to a tenth")
-    warmup: int = flag(100, "steps of linear warm-up")
-    weight_decay: float = flag(0.1, "on matrices")
-    dropout: float = flag(0.0, "useful when a small text is read several times")
-    eval_every: int = flag(250, "steps between measurements of the held-out loss")
+    steps: int = flag(2400, "optimiser steps", "[1, inf)")
+    batch: int = flag(16, "windows per step, each as long as the block", "[1, inf)")
+    micro_batch_size: int = flag(0, "windows in a forward pass; 0: the batch", "[0, inf)")
+    lr: float = flag(4e-3, "peak learning rate: cosine to a tenth", "(0, inf)")
+    warmup: int = flag(100, "steps of linear warm-up", "[0, inf)")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
+    dropout: float = flag(0.0, "useful when a small text is read several times", "[0, 1)")
+    eval_every: int = flag(250, "steps between measurements of the held-out loss", "[1, inf)")
     init_from: str = flag("", "start from gpt2, gpt2-medium, …, or a folder in GPT-2's layout")
 
 
@@ -57,11 +56,9 @@ def lm_backward(model, windows, micro_batch_size, coef=1.0):
 
 def sample_documents(model, vocab, rng, n=3):
     """The beginnings of n documents, as text."""
-    responses = sampling.generate(model, [[vocab.eos]] * n, 60, eos=vocab.eos, generator=rng)
+    length = min(60, model.config.block_size - 1)
+    responses = sampling.generate(model, [[vocab.eos]] * n, length, eos=vocab.eos, generator=rng)
     return [vocab.encoding.decode(response) for response in responses]
-
-
-FIELDS = ["ability", "text", "answers", "chance"]       # of abilities.jsonl
 
 
 def measure_abilities(model, vocab, rows):
@@ -86,6 +83,7 @@ def main():
     torch.manual_seed(config.seed)
     start = config.init_from
     model = run.place(run.gpt2(start, "init_from") if start else GPT(run.model_config()))
+    abilities = read_abilities(run.folder, run.vocab, model.config.block_size)
     model.set_dropout(config.dropout)
     run.compile(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
@@ -113,15 +111,14 @@ def main():
 
     results = {"pretrain_loss": heldout.loss(model.eval())[0]}
     print(f"held-out loss {results['pretrain_loss']:.3f} nats a token")
-    path = os.path.join(run.folder, "abilities.jsonl")
-    if os.path.exists(path):
-        results["abilities"] = measure_abilities(model, run.vocab, read_jsonl(path, FIELDS))
+    if abilities:
+        results["abilities"] = measure_abilities(model, run.vocab, abilities)
         for ability, (right, chance, n) in results["abilities"].items():
             print(f"  {ability:20s} {right:6.1%} of {n} (chance {chance:.1%})")
+    run.finish(model, results)
     print("\nsamples:")
     for document in sample_documents(model, run.vocab, generator(config.seed, "samples")):
         print("  " + document.replace("\n", "\n  "))
-    run.finish(model, results)
 
 
 if __name__ == "__main__":

@@ -35,21 +35,21 @@ from plumbing.stages import in_round, policy_before, rounds_before
 @dataclass
 class Config(Common):
     prompts: int = flag(0, "training prompts to sample answers for; 0: 12,000, in a further round "
-                           "4,000")
-    heldout: int = flag(900, "held-out prompts, to measure accuracy on")
-    answers: int = flag(4, "K, answers per prompt; the paper has 4 to 9")
+                           "4,000", "[0, inf)")
+    heldout: int = flag(900, "held-out prompts, to measure accuracy on", "[0, inf)")
+    answers: int = flag(4, "K, answers per prompt; the paper has 4 to 9", "[2, 9]")
     others: int = flag(0, "of the K answers, real ones to other prompts, where demonstrations are "
-                          "compared: they teach what fits a prompt")
+                          "compared: they teach what fits a prompt", "[0, 8]")
     sources: str = flag("auto", "of comparisons: judge, demonstrations, file, or some joined by +")
     fold: str = flag("auto", "half of the comparisons to train on: 1, 2 or all; auto: all with a "
                              "judge, else 1")
-    round: int = flag(1, "from 2 on: comparisons of the policy of the round before are added")
-    epochs: int = flag(1, "more overfit, the paper says")
-    batch: int = flag(16, "prompts per step, with all their pairs")
-    micro_batch_size: int = flag(0, "prompts per forward pass, to save memory; 0: the batch")
-    lr: float = flag(6e-4, "peak learning rate: cosine to a tenth")
-    weight_decay: float = flag(0.1, "on matrices")
-    warmup: int = flag(10, "steps")
+    round: int = flag(1, "from 2 on: adds comparisons of the round before's policy", "[1, inf)")
+    epochs: int = flag(1, "more overfit, the paper says", "[1, inf)")
+    batch: int = flag(16, "prompts per step, with all their pairs", "[1, inf)")
+    micro_batch_size: int = flag(0, "prompts in a forward pass; 0: the batch", "[0, inf)")
+    lr: float = flag(6e-4, "peak learning rate: cosine to a tenth", "(0, inf)")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
+    warmup: int = flag(10, "steps", "[0, inf)")
 
 
 SMOKE = {"prompts": 64, "heldout": 32, "answers": 4}
@@ -150,21 +150,19 @@ def heldout_accuracy(model, items, vocab):
 def shift_scores(model, demonstrations, answers, vocab):
     """Shift the scores so that demonstrations have 0 on average, as the paper does.
 
-    Both are token lists. → mean and standard deviation of the answers' scores, for PPO's rule on a
-    missing EOS.
+    Both are token lists. → mean and standard deviation (0 of one answer) of the answers' scores,
+    for PPO's rule on a missing EOS.
     """
     def scores(sequences):
         parts = [sequences[i:i + 128] for i in range(0, len(sequences), 128)]
         return torch.cat([score_sequences(model, part, vocab) for part in parts])
     model.shift += scores(demonstrations).mean().item()
     found = scores(answers)
-    return found.mean().item(), found.std().item()
+    return found.mean().item(), found.std(correction=min(1, len(found) - 1)).item()
 
 
 def check_config(config):
-    if not 2 <= config.answers <= 9:
-        raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
-    if not 0 <= config.others < config.answers:
+    if config.others >= config.answers:
         raise UserError(f"--others={config.others}: of --answers={config.answers} one is the "
                         f"demonstration, so 0 to {config.answers - 1} can be others")
     if config.fold == "2" and config.round > 1:
@@ -190,7 +188,8 @@ def main():
                                          if row.get("split") != "heldout"], vocab, block, fold)
     if not train:
         raise UserError(f"no prompt has two answers of different rank ({dropped}); more prompts or "
-                        f"other sources are needed")
+                        f"other sources are needed"
+                        + ", or both halves of them: --fold=all" * bool(fold))
     print(f"{len(train):,} prompts with {count_pairs(train):,} pairs; dropped: "
           + ", ".join(f"{n:,} {what}" for what, n in dropped.items()))
 
@@ -232,8 +231,8 @@ def main():
     results = {"score_mean": mean, "score_std": std, "pairs": count_pairs(train)}
     if heldout:
         results |= show_accuracy(model, heldout, heldout_rows, rounds[-1], judge, run)
-    show_samples(model, [row for row in rounds[-1] if row.get("split") == "heldout"], vocab)
     run.finish(model, results)
+    show_samples(model, [row for row in rounds[-1] if row.get("split") == "heldout"], vocab)
 
 
 def show_accuracy(model, heldout, rows, newest, judge, run):

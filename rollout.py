@@ -29,9 +29,10 @@ class Rollout:
     returns: torch.Tensor = None
 
     @classmethod
-    def of(cls, prompts, responses, vocab, device):
-        """prompts, responses: lists of token lists."""
-        tokens, lengths = pad([p + r for p, r in zip(prompts, responses)], vocab.pad, device)
+    def of(cls, prompts, responses, vocab, model):
+        """prompts, responses: lists of token lists; model: one that will read them."""
+        rows, device = [p + r for p, r in zip(prompts, responses)], model.device
+        tokens, lengths = pad(rows, vocab.pad, device, block=model.config.block_size)
         mask = response_mask(torch.tensor([len(p) for p in prompts]), lengths, tokens.size(1))
         has_eos = torch.tensor([r[-1] == vocab.eos for r in responses])
         return cls(tokens, to_device(mask, device), lengths, to_device(has_eos, device))
@@ -56,13 +57,14 @@ class Rollout:
 def read_prompts(run, room):
     """The rows of prompts.jsonl to train on, and up to 256 held-out ones to measure on.
 
-    Raises UserError if one has more than `room` tokens.
+    Raises UserError if one has more than `room` tokens, or evaluate.py would have no prompt left.
     """
     path = os.path.join(run.folder, "prompts.jsonl")
     longest = max(len(run.vocab.prompt(row["prompt"])) for row in read_jsonl(path, ["prompt"]))
     if longest > room:
         raise UserError(f"{path}: the longest prompt has {longest} tokens, there is room for {room}"
                         f": shorten it, lower --max_new_tokens or take a larger --size")
+    read_heldout(path, ["prompt"], final=True)
     heldout = read_heldout(path, ["prompt"])
     order = torch.randperm(len(heldout), generator=generator(run.config.seed, "heldout"))
     return read_jsonl(path, ["prompt"], "train"), [heldout[i] for i in order[:256].tolist()]
@@ -74,7 +76,7 @@ def sample_rollout(policy, prompts, config, vocab, rng):
     responses = all_gather(sampling.generate(
         policy, shard(prompts), config.max_new_tokens, config.temperature, eos=vocab.eos,
         noise=shard(noise)))
-    return Rollout.of(prompts, responses, vocab, policy.device)
+    return Rollout.of(prompts, responses, vocab, policy)
 
 
 @torch.no_grad()

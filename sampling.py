@@ -66,8 +66,8 @@ def check_arguments(prompts, max_new_tokens, temperature, top_k, top_p, block_si
         raise ValueError(f"prompt {lengths.index(longest)} has {longest} tokens; with "
                          f"{max_new_tokens} new ones it does not fit the block of {block_size}: "
                          f"shorten it or ask for fewer")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} is negative; 0 is greedy")
+    if temperature != 0 and not 1e-3 <= temperature < float("inf"):
+        raise ValueError(f"temperature={temperature} must be at least 0.001, or 0, which is greedy")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k={top_k} keeps no token; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:

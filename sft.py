@@ -35,15 +35,15 @@ from pretrain import lm_backward
 
 @dataclass
 class Config(Common):
-    epochs: int = flag(2, "passes over the demonstrations")
-    batch: int = flag(32, "demonstrations per step")
-    micro_batch_size: int = flag(0, "rows per forward pass, to save memory; 0: the whole batch")
-    lr: float = flag(1e-3, "peak learning rate: cosine to a tenth, no warm-up")
-    weight_decay: float = flag(0.1, "on matrices")
-    dropout: float = flag(0.0, "on embeddings and residual branches; the paper has 0.2")
-    pretrain_mix: float = flag(0.1, "windows of pretraining text for each demonstration")
+    epochs: int = flag(2, "passes over the demonstrations", "[1, inf)")
+    batch: int = flag(32, "demonstrations per step", "[1, inf)")
+    micro_batch_size: int = flag(0, "rows in a forward pass; 0: the whole batch", "[0, inf)")
+    lr: float = flag(1e-3, "peak learning rate: cosine to a tenth, no warm-up", "(0, inf)")
+    weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
+    dropout: float = flag(0.0, "on embeddings and residual branches; the paper has 0.2", "[0, 1)")
+    pretrain_mix: float = flag(0.1, "windows of pretraining text a demonstration", "[0, inf)")
     pick_by: str = flag("", "a reward model in OUT that picks the epoch; empty keeps the last")
-    demonstrations: int = flag(0, "use only so many; 0 is all")
+    demonstrations: int = flag(0, "use only so many; 0 is all", "[0, inf)")
 
 
 SMOKE = {"epochs": 1, "demonstrations": 640}
@@ -71,11 +71,12 @@ def encode_demonstrations(rows, vocab):
     return [(prompt + response, len(prompt)) for prompt, response in pairs]
 
 
-def collate(examples, vocab, device):
+def collate(examples, vocab, model):
     """Examples → tokens (B, T) right-padded, mask (B, T): 1 on the response and its EOS."""
-    tokens, lengths = pad([t for t, _ in examples], vocab.pad, device)
+    block = model.config.block_size
+    tokens, lengths = pad([t for t, _ in examples], vocab.pad, model.device, block=block)
     prompt_lengths = torch.tensor([n for _, n in examples])
-    return tokens, to_device(response_mask(prompt_lengths, lengths, tokens.size(1)), device)
+    return tokens, to_device(response_mask(prompt_lengths, lengths, tokens.size(1)), model.device)
 
 
 def sft_backward(model, examples, mean_batch_tokens, vocab, micro_batch_size):
@@ -86,7 +87,7 @@ def sft_backward(model, examples, mean_batch_tokens, vocab, micro_batch_size):
     """
     total = torch.zeros((), device=model.device)
     for micro in micro_batches(examples, micro_batch_size):
-        tokens, mask = collate(micro, vocab, model.device)
+        tokens, mask = collate(micro, vocab, model)
         loss = sft_loss(model(tokens), tokens, mask) * mask.sum()
         (loss / mean_batch_tokens).backward()
         total += loss.detach()
@@ -103,7 +104,7 @@ def heldout_loss(model, examples, vocab):
     lengths = [len(tokens) for tokens, _ in examples]
     total = 0.0
     for rows in by_length(lengths, rows_that_fit(128, max(lengths), model.config)):
-        tokens, mask = collate([examples[i] for i in rows.tolist()], vocab, model.device)
+        tokens, mask = collate([examples[i] for i in rows.tolist()], vocab, model)
         total += (sft_loss(model(tokens), tokens, mask) * mask.sum()).item()
     return total / response_tokens(examples)
 
@@ -119,7 +120,8 @@ def answer(model, rows, vocab, rng):
 def mean_score(model, reward_model, rows, vocab, rng):
     """Mean reward-model score of one sampled answer to each row's prompt."""
     prompts, responses = answer(model, rows, vocab, rng)
-    tokens, lengths = pad([p + r for p, r in zip(prompts, responses)], vocab.pad, model.device)
+    rows, block = [p + r for p, r in zip(prompts, responses)], model.config.block_size
+    tokens, lengths = pad(rows, vocab.pad, model.device, block=block)
     return reward_model.score(tokens, lengths).mean().item()
 
 
@@ -150,6 +152,8 @@ def main():
     rows = read_jsonl(path, ["prompt", "response"], "train")
     heldout_rows = [row for row in read_jsonl(path, ["prompt", "response"])
                     if row.get("split") == "heldout"]       # there may be none
+    if config.pick_by and not heldout_rows:
+        raise UserError(f"--pick_by={config.pick_by}: {path} has no held-out lines to pick by")
     train = encode_demonstrations(rows[:config.demonstrations or len(rows)], vocab)
     heldout = encode_demonstrations(heldout_rows, vocab)
     lengths = [len(tokens) for tokens, _ in train]
@@ -201,13 +205,13 @@ def main():
         model.load_state_dict(best["model"])
     model.eval().set_dropout(0.0)
     results = {k.removeprefix("eval/"): v for k, v in heldout_metrics(model, *held).items()}
+    run.finish(model, results)
     if heldout:
         print("\nsamples, for held-out prompts:")
         _, responses = answer(model, heldout_rows[:6], vocab, generator(config.seed, "samples"))
         for row, response in zip(heldout_rows, responses):
             question = turns_of(row["prompt"])[-1]["content"]
             print(f"  {question}\n    → {vocab.decode(response)}")
-    run.finish(model, results)
 
 
 if __name__ == "__main__":

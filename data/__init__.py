@@ -12,6 +12,7 @@ import numbers
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 
@@ -59,22 +60,34 @@ def missing(path):
 
 
 def read_text(path):
-    """The text of a file in UTF-8. Raises UserError if there is none."""
+    """The text of a file in UTF-8, with "\n" at the ends of lines. Raises UserError.
+
+    Windows begins a file with U+FEFF. Where files were joined, it stands inside.
+    """
     try:
         with open(path, encoding="utf-8") as f:
-            return f.read()
+            return f.read().removeprefix("\ufeff").replace("\n\ufeff", "\n")
     except FileNotFoundError:
         raise missing(path) from None
     except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text: {e}") from None
+        raise UserError(f"{path} is not UTF-8 text, save it as UTF-8: {e}") from None
     except OSError as e:
         raise UserError(f"{path} can't be read: {e.strerror}") from None
+
+
+def parse_json(text):
+    """json.loads. Half a surrogate pair, as in "\\ud83d", can't be written: it becomes U+FFFD."""
+    value = json.loads(text)
+    if "\\ud" not in text.lower():
+        return value
+    whole = json.dumps(value, ensure_ascii=False).encode("utf-16", "surrogatepass")
+    return json.loads(whole.decode("utf-16", "replace"))
 
 
 def read_json(path):
     text = read_text(path)
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError as e:
         raise UserError(f"{path} is not valid JSON: {e}") from None
 
@@ -85,10 +98,24 @@ def read_lines(path):
     return [(n, line) for n, line in lines if line.strip()]
 
 
+READ = {}       # path of each data file that was read → its hash, for plumbing/run.py to compare
+
+
+def record(path):
+    """Keep a file's hash in READ → the hash."""
+    h = hashlib.sha256()
+    with open(path, "rb") as f:
+        while part := f.read(2 ** 20):
+            h.update(part)
+    READ[path] = h.hexdigest()[:16]
+    return READ[path]
+
+
 def read_tokens(path, vocab):
     """Token ids of a .bin file, read from disk as needed."""
     if not os.path.exists(path):
         raise missing(path)
+    record(path)
     size = os.path.getsize(path)
     if size % 2:
         raise UserError(f"{path} has an odd number of bytes, but a token has two: it is cut off; "
@@ -106,7 +133,7 @@ def read_tokens(path, vocab):
 def read_line(line, fields, where):
     """A line of a JSONL file → the row, checked. `where`, file and line, begins each UserError."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError as e:
         raise UserError(f"{where}: not valid JSON ({e})") from None
     for field in fields:
@@ -119,6 +146,8 @@ def read_line(line, fields, where):
         read_ranking(row, where)
     if "prompt" in row:
         check_prompt(row["prompt"], where)
+    if not isinstance(row.get("kind", ""), str) or row.get("unseen") and "kind" not in row:
+        raise UserError(f'{where}: "kind" must be a string, found {row.get("kind")!r}')
     if row.get("split", "train") not in SPLITS:
         raise UserError(f'{where}: "split" is {row["split"]!r}, not one of {", ".join(SPLITS)}')
     return row
@@ -137,6 +166,9 @@ def check_prompt(prompt, where):
         return
     if not isinstance(prompt, list) or not prompt:
         raise UserError(f"{where}: a prompt is a string or a list of turns")
+    if any(isinstance(turn, dict) and turn.get("role") == "system" for turn in prompt):
+        raise UserError(f"{where}: the chat template has no system turn; put what it says at the "
+                        f"beginning of the first user turn, here and wherever the model is used")
     for i, turn in enumerate(prompt):
         role = ("user", "assistant")[(len(prompt) - 1 - i) % 2]
         right = isinstance(turn, dict) and turn.get("role") == role
@@ -171,9 +203,30 @@ def read_jsonl(path, fields, split=None):
     splits = [split] if split else ["train", "heldout"]
     rows = [read_line(line, fields, f"{path}, line {n}") for n, line in read_lines(path)]
     rows = [row for row in rows if row.get("split", "train") in splits]
+    record(path)
     if not rows:
         which = f"{split} " if split else ""
         raise UserError(f"{path} has no {which}lines; data/README.md says what it needs")
+    return rows
+
+
+def read_abilities(folder, vocab, block, room=8):
+    """Rows of abilities.jsonl, [] if there is none. Each leaves `room` tokens for the answer."""
+    path, rows = os.path.join(folder, "abilities.jsonl"), []
+    for n, line in read_lines(path) if os.path.exists(path) else []:
+        where = f"{path}, line {n}"
+        row = read_line(line, ["ability", "text", "answers", "chance"], where)
+        strings, answers = [row["ability"], row["text"]], row["answers"]
+        if not isinstance(answers, list) or not all(isinstance(s, str) for s in strings + answers):
+            raise UserError(f'{where}: "ability" and "text" must be strings, "answers" a list of '
+                            f"strings")
+        chance = row["chance"]
+        if type(chance) not in (int, float) or not 0 <= chance <= 1:
+            raise UserError(f'{where}: "chance" must be a number from 0 to 1, found {chance!r}')
+        if not 0 < (length := len(vocab.encode(row["text"]))) <= block - room:
+            raise UserError(f'{where}: "text" has {length} tokens; with {room} for the answer it '
+                            f"must have 1 to {block - room}")
+        rows.append(row)
     return rows
 
 
@@ -202,10 +255,13 @@ def read_heldout(path, fields, final=False):
 # ---- Python code that the user names ----
 
 def load_file(path):
-    """A Python file as a module."""
-    name = os.path.splitext(os.path.basename(path))[0]
+    """A Python file as a module. It may import its neighbours, also later, in its functions."""
+    # a name of its own: a file called json.py must not stand for the library
+    name = "file_" + hashlib.sha256(os.path.abspath(path).encode()).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)      # dataclasses look there
+    if (folder := os.path.dirname(os.path.abspath(path))) not in sys.path:
+        sys.path.append(folder)
     spec.loader.exec_module(module)
     return module
 
@@ -233,8 +289,9 @@ def load_reward(name):
     except (ImportError, OSError, SyntaxError) as e:
         raise UserError(f"--reward={name}: {module} can't be imported from {os.getcwd()}: {e}"
                         ) from None
-    finally:
+    finally:        # to the end: it may import more when it is called
         sys.path.remove(os.getcwd())
+        sys.path.append(os.getcwd())
     if not callable(reward_fn):
         raise UserError(f"--reward={name}: {module} has no function {function!r}")
 
@@ -259,6 +316,11 @@ def folder_of(name):
                         f"{', '.join(sorted(names))}")
     script = os.path.join(folder, "prepare.py")
     if os.path.exists(script) and not is_prepared(folder):
+        # under torchrun one process of a machine does it; if it fails, torchrun ends the others
+        while os.environ.get("LOCAL_RANK", "0") != "0":
+            time.sleep(0.2)
+            if is_prepared(folder):
+                return folder
         print(f"preparing the data in {os.path.relpath(folder)} …", flush=True)
         if subprocess.call([sys.executable, script]):
             raise UserError(f"{os.path.relpath(script)} failed; its own message is above")

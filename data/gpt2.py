@@ -94,6 +94,13 @@ HUB = "https://huggingface.co/openai-community/{}/resolve/main/{}"
 CONFIG_NAMES = {"block_size": "n_positions", "vocab_size": "vocab_size", "n_layer": "n_layer",
                 "n_head": "n_head", "n_embd": "n_embd"}      # our name: theirs
 
+# keys of config.json that change what is computed, and the values with which it is our model
+ARITHMETIC = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
+    "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
+    "tie_word_embeddings": (True,), "add_cross_attention": (False,),
+    "pruned_heads": ({}, None), "quantization_config": (None,)}
+
 
 def read_weights(name):
     """Weights in Hugging Face's GPT-2 layout → (config, {our parameter's name: tensor}).
@@ -101,8 +108,8 @@ def read_weights(name):
     name: a folder with config.json and model.safetensors (or pytorch_model.bin; in one file or in
     several), or gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once.
     config: a dict of block_size, vocab_size, n_layer, n_head and n_embd.
-    Raises FileNotFoundError, or ValueError that names the first weight that is missing or has
-    another shape than config.json says.
+    Raises FileNotFoundError; UserError if a file is no JSON; ValueError that names what config.json
+    has that is not GPT-2's, or the first weight that is missing or has another shape.
     """
     folder = name if os.path.isdir(name) else download_weights(name)
     config, theirs = read_config(folder), read_tensors(folder)
@@ -118,11 +125,12 @@ def read_weights(name):
     return config, weights
 
 
-def write_weights(folder, config, weights):
+def write_weights(folder, config, weights, vocab=None):
     """Write config.json and model.safetensors, which read_weights, transformers and others read.
 
     config and weights are as in read_weights. The embedding may have more rows than vocab_size:
     they are left out. GPT-2 has all biases: where `weights` has none, zeros are written.
+    vocab: a Vocab, which says where a response ends; without it nothing ends one.
     """
     from safetensors.torch import save_file
     theirs = {}
@@ -136,6 +144,9 @@ def write_weights(folder, config, weights):
              "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
              "tie_word_embeddings": True, "n_ctx": config["block_size"]}
     about |= {theirs: config[ours] for ours, theirs in CONFIG_NAMES.items()}
+    # left out, these would be 50256 to transformers, whatever the vocabulary
+    about |= {"bos_token_id": vocab and vocab.eos, "eos_token_id": vocab and vocab.eos,
+              "pad_token_id": vocab and vocab.pad}
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, "model.safetensors")
     save_file(theirs, path + ".tmp", metadata={"format": "pt"})
@@ -190,10 +201,23 @@ def read_config(folder):
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path} is missing: give a folder with config.json and "
                                 f"model.safetensors")
-    with open(path, encoding="utf-8") as f:
-        theirs = json.load(f)
-    if (activation := theirs.get("activation_function", "gelu_new")) != "gelu_new":
-        raise ValueError(f"{path}: activation {activation!r} is not GPT-2's gelu_new")
+    theirs = read_json(path)
+    if not isinstance(theirs, dict) or theirs.get("model_type", "gpt2") != "gpt2":
+        kind = theirs.get("model_type") if isinstance(theirs, dict) else theirs
+        raise ValueError(f"{path}: the model_type is {kind!r}, and only gpt2 can be read")
+    for key in CONFIG_NAMES.values():
+        if type(theirs.get(key)) is not int or theirs[key] < 1:
+            raise ValueError(f"{path}: {key} must be a whole number from 1, found "
+                             f"{theirs.get(key)!r}")
+    if theirs["n_embd"] % theirs["n_head"]:
+        raise ValueError(f"{path}: n_embd {theirs['n_embd']} is not a multiple of n_head "
+                         f"{theirs['n_head']}")
+    # reorder_and_upcast_attn only changes the rounding, and not in float32
+    same = ARITHMETIC | {"n_inner": (None, 4 * theirs["n_embd"])}
+    for key, values in same.items():
+        if theirs.get(key, values[0]) not in values:
+            raise ValueError(f"{path}: {key} is {theirs[key]!r}, GPT-2 has {values[0]!r}: the "
+                             f"results would be wrong")
     return {our_name: theirs[name] for our_name, name in CONFIG_NAMES.items()}
 
 
@@ -203,8 +227,10 @@ def read_tensors(folder):
         path = os.path.join(folder, name)
         files = [name] if os.path.exists(path) else []
         if os.path.exists(path + ".index.json"):
-            with open(path + ".index.json", encoding="utf-8") as f:
-                files = sorted(set(json.load(f)["weight_map"].values()))
+            index = read_json(path + ".index.json")
+            if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+                raise ValueError(f'{path}.index.json: expected an object with "weight_map"')
+            files = sorted(set(index["weight_map"].values()))
         if files:
             tensors = [read_tensor_file(os.path.join(folder, file)).items() for file in files]
             return {key.removeprefix("transformer."): w for part in tensors for key, w in part}

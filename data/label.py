@@ -30,8 +30,9 @@ from data import UserError, folder_of, read_jsonl, replacing, turns_of
 from data.comparisons import share_of_pairs
 from data.vocab import Vocab
 from plumbing.checkpoint import load, model_from
-from plumbing.command_line import Common, entry, flag, parse
+from plumbing.command_line import Common, entry, flag, parse, typed
 from plumbing.device import pick_device, pick_dtype
+from plumbing.inputs import check_room
 from plumbing.stages import POLICY, policies
 
 
@@ -39,11 +40,11 @@ from plumbing.stages import POLICY, policies
 class Config(Common):
     stage: str = flag("", "whose answers: pretrain, sft, ppo, …, or several of these, joined by "
                           "commas; empty: the newest there is")
-    answers: int = flag(4, "to each prompt, 2 to 9")
-    prompts: int = flag(50, "to rank")
+    answers: int = flag(4, "to each prompt", "[2, 9]")
+    prompts: int = flag(50, "to rank", "[1, inf)")
     labeler: str = flag("me", "your name, kept with each ranking")
     file: str = flag("", "where rankings go; empty: the data folder's comparisons.jsonl")
-    temperature: float = flag(1.0, "of the answers")
+    temperature: float = flag(1.0, "of the answers", "0 or [0.001, inf)")
 
 
 def read_order(line, k):
@@ -87,11 +88,23 @@ def agreement(rows, labeler):
 
 
 def append(path, row):
-    """Add a line to the file, and wait until it is on the disk."""
-    with open(path, "a", encoding="utf-8") as f:
-        f.write(json.dumps(row) + "\n")
-        f.flush()
-        os.fsync(f.fileno())
+    """Add a line, even after one that has no end, and wait until it is on the disk."""
+    try:
+        with open(path, "ab+") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - 1))
+            f.write(b"\n" * (f.read() not in (b"", b"\n")) + json.dumps(row).encode() + b"\n")
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise UserError(f"{path} can't be written: {e.strerror}") from None
+
+
+def check_writable(path):
+    """Raise UserError now rather than after the first ranking was typed."""
+    place = path if os.path.exists(path) else os.path.dirname(path) or "."
+    if os.path.isdir(path) or not os.path.exists(place) or not os.access(place, os.W_OK):
+        raise UserError(f"--file={path} is no place to write: make the folder first, or give "
+                        f"another --file")
 
 
 def take_back(path, row):
@@ -112,9 +125,10 @@ def ask(title, prompt, answers):
     for n, answer in enumerate(answers, 1):
         print(f"  {n}. {answer}")
     try:
-        return input("ranking: ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return "q"
+        line = typed("ranking: ")
+    except KeyboardInterrupt:
+        line = None
+    return "q" if line is None else line
 
 
 def rank_prompts(prompts, order, answers_to, rows, path, labeler):
@@ -160,8 +174,6 @@ def rank_prompts(prompts, order, answers_to, rows, path, labeler):
 
 def main():
     config = parse(Config, __doc__)
-    if not 2 <= config.answers <= 9:
-        raise UserError(f"--answers={config.answers}: a ranking needs 2 to 9 answers")
     there = policies(config.out)
     stages = config.stage.split(",") if config.stage else there[-1:]
     if not stages or not all(map(POLICY.fullmatch, stages)):
@@ -174,8 +186,11 @@ def main():
     models = [model_from(load(os.path.join(config.out, stage + ".pt"), stage), device, dtype)
               for stage in stages]
     prompts_path = os.path.join(folder, "prompts.jsonl")
-    prompts = [row["prompt"] for row in read_jsonl(prompts_path, ["prompt"], "train")]
-    order = torch.randperm(len(prompts), generator=generator(config.seed, "label"))
+    rows = read_jsonl(prompts_path, ["prompt"], "train")
+    prompts = [row["prompt"] for row in rows]
+    order = torch.randperm(len(rows), generator=generator(config.seed, "label"))[:config.prompts]
+    room = min(model.config.block_size for model in models) - config.max_new_tokens
+    check_room(prompts_path, [rows[i] for i in order.tolist()], vocab, room)
 
     def answers_to(number):
         """Different answers. Noise of the prompt's own makes them the same for every labeler."""
@@ -189,11 +204,12 @@ def main():
         return list(dict.fromkeys(texts))
 
     path = config.file or os.path.join(folder, "comparisons.jsonl")
+    check_writable(path)
     rankings = read_jsonl(path, ["prompt", "responses|chosen"]) if os.path.exists(path) else []
     rankings = [row for row in rankings if "labeler" in row and "responses" in row]
     instructions = __doc__.split("\n\n")[2]
     print(f"{instructions}\n\nRankings go to {path}, as {config.labeler}'s.")
-    rank_prompts(prompts, order[:config.prompts].tolist(), answers_to, rankings, path,
+    rank_prompts(prompts, order.tolist(), answers_to, rankings, path,
                  config.labeler)
 
     mine = [row for row in rankings if row["labeler"] == config.labeler]

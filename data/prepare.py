@@ -9,25 +9,23 @@ data/README.md, "Your own data", for what a line of each is, and for what is mad
 """
 import base64
 import collections
-import contextlib
 import hashlib
 import itertools
 import json
 import os
 import re
 import sys
-import types
 
 import numpy as np
-import regex        # comes with tiktoken, whose trainer uses it
-from tiktoken._educational import bpe_train
+import regex        # comes with tiktoken
 from tqdm import tqdm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from data import (UserError, half_of, read_heldout, read_line, read_lines, read_ranking, read_text,
                   replacing)
+from data.bpe import train_bpe
 from data.comparisons import share_of_pairs
-from data.vocab import SPECIAL, Vocab
+from data.vocab import LARGEST, SPECIAL, Vocab
 from plumbing.command_line import Parser, entry, value_of
 
 # Text is cut into these pieces before any merge: a word with the space before it, a single digit,
@@ -43,49 +41,42 @@ def make_vocab(folder, name, texts):
         special = dict(zip(SPECIAL, (50257, 50258, 50256, 50259)))
         with replacing(os.path.join(folder, "vocab.json")) as f:
             json.dump({"name": "gpt2", "special": special}, f, indent=1)
-    elif name.isdigit():
-        train_vocab(folder, "\0".join(sample_words(texts)), r"[^\0]+", int(name))
+    elif name.isdigit() and int(name) <= LARGEST:
+        train_vocab(folder, count_words(texts), int(name))
     else:
-        raise UserError(f"--vocab={name}: give gpt2, or the size of a vocabulary of your own")
+        raise UserError(f"--vocab={name}: give gpt2, or the size of a vocabulary of your own, "
+                        f"{LARGEST:,} at most")
     return Vocab(folder)
 
 
-def sample_words(texts, total=12_000):
-    """About `total` words of the texts. A word that is there n times is taken about n ** 0.6 times.
-
-    tiktoken's trainer is made for teaching: it reads all of its text again for every merge. With
-    this sample it needs a minute, not hours. Text becomes hardly longer in tokens.
-    """
-    counts = collections.Counter(w for text in texts for w in regex.findall(PATTERN, " " + text))
-    scale = min(1, total / max(1, sum(n**0.6 for n in counts.values())))
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return [word for word, n in ordered for _ in range(round(n**0.6 * scale))]
+def count_words(texts, pattern=PATTERN, prefix=" "):
+    """How often each piece of the texts is there, cut as Vocab.encode cuts them."""
+    return collections.Counter(w for text in texts for w in regex.findall(pattern, prefix + text))
 
 
-def train_vocab(folder, text, pieces, size, pattern=PATTERN, prefix=" "):
-    """Train a vocabulary with tiktoken's own trainer; write vocab.json and vocab.tiktoken.
+def train_vocab(folder, counts, size, pattern=PATTERN, prefix=" "):
+    """Train a vocabulary of `size` ids; write vocab.json and vocab.tiktoken.
 
-    text: words, each as often as it should count; pieces: the pattern that separates them.
-    size: of the vocabulary; it becomes smaller if nothing is left to merge.
+    counts: {word: how often it counts}, from count_words.
     pattern and prefix: as data/README.md describes them.
     """
-    bytes_and_special = 256 + len(SPECIAL)
-    if size < bytes_and_special:
+    smallest = 256 + len(SPECIAL)
+    if size < smallest:
         raise UserError(f"a vocabulary of {size} ids is too small: it must hold the 256 bytes and "
                         f"{len(SPECIAL)} special tokens")
-    # The trainer can't report progress to us, but it prints a line for every merge: count those.
-    bar = tqdm(total=size - bytes_and_special, desc="vocabulary", unit=" merges", mininterval=1)
-    counter = types.SimpleNamespace(write=lambda line: bar.update(line.startswith("So we made")))
-    with bar, contextlib.redirect_stdout(counter):
-        try:
-            ranks = bpe_train(text, size - len(SPECIAL), pieces, visualise="simple")
-        except ValueError:      # every word is one token already
-            ranks = bpe_train(text, 256 + bar.n, pieces, visualise=None)
+    if size > 2 ** 16:
+        raise UserError(f"a vocabulary of {size} ids is too large: a token of a .bin file has two "
+                        f"bytes, which is enough for {2 ** 16}")
+    with tqdm(total=size - smallest, desc="vocabulary", unit=" merges", mininterval=1) as bar:
+        tokens = train_bpe(counts, size - len(SPECIAL), bar)
     with replacing(os.path.join(folder, "vocab.tiktoken")) as f:
-        f.writelines(f"{base64.b64encode(token).decode()} {n}\n" for token, n in ranks.items())
-    special = {name: len(ranks) + i for i, name in enumerate(SPECIAL)}
+        f.writelines(f"{base64.b64encode(token).decode()} {n}\n" for n, token in enumerate(tokens))
+    special = {name: len(tokens) + i for i, name in enumerate(SPECIAL)}
     with replacing(os.path.join(folder, "vocab.json")) as f:
         json.dump({"pattern": pattern, "prefix": prefix, "special": special}, f, indent=1)
+    if (found := len(tokens) + len(SPECIAL)) < size:
+        print(f"the vocabulary has {found} ids, not {size}: each of the text's {len(counts):,} "
+              f"different words is one token already")
 
 
 def write_bin(path, documents):
@@ -233,6 +224,9 @@ def give_splits(own, fits):
 
 def add_missing(own):
     """{file: rows}, with demonstrations from the best answers, and prompts from both."""
+    def kept(row):
+        return {name: row[name] for name in ("prompt", "split", "kind", "unseen") if name in row}
+
     files = {"demonstrations.jsonl": [], **own}
     used = [row for row in own.get("comparisons.jsonl", []) if row["split"] != "skip"]
     if "demonstrations.jsonl" not in own:
@@ -240,21 +234,24 @@ def add_missing(own):
             responses, ranks = read_ranking(row)
             best = responses[ranks.index(min(ranks))]
             files["demonstrations.jsonl"].append(
-                {"prompt": row["prompt"], "response": best, "split": row["split"], **MADE})
+                {**kept(row), "response": best, **MADE})
     if "prompts.jsonl" not in own:
         used += [row for row in files["demonstrations.jsonl"] if row["split"] != "skip"]
-        files["prompts.jsonl"] = list({key(row): {"prompt": row["prompt"], "split": row["split"],
-                                                  **MADE} for row in used}.values())
+        files["prompts.jsonl"] = list({key(row): {**kept(row), **MADE} for row in used}.values())
     return files
 
 
+def documents_of(text):
+    """An empty line ends a document."""
+    return [part.strip() for part in re.split(r"\n\s*\n", text) if part.strip()]
+
+
 def split_text(text, vocab):
-    """A text → (training documents, held-out ones) as ids. An empty line ends a document.
+    """A text → (training documents, held-out ones) as ids.
 
     A twentieth of the tokens is held out: whole documents, chosen by what they say.
     """
-    documents = [[*vocab.encode(document.strip()), vocab.eos]
-                 for document in re.split(r"\n\s*\n", text) if document.strip()]
+    documents = [[*vocab.encode(document), vocab.eos] for document in documents_of(text)]
     if len(documents) < 20:     # a few long ones: hold out the end
         ids = sum(documents, [])
         cut = len(ids) - len(ids) // 20
@@ -322,10 +319,11 @@ def main():
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--vocab", default="", help="gpt2, or the size of a vocabulary that is "
                         "trained on the folder; empty: the one that is there, else 2048")
-    parser.add_argument("--block", type=value_of(int), default=128,
+    parser.add_argument("--block", type=value_of(int, "[1, inf)"), default=128,
                         help="longest sequence in tokens: the block of the --size to be trained")
-    parser.add_argument("--answer", type=value_of(int), default=48, help="how many of these a "
-                        "prompt must leave for an answer: the stages' --max_new_tokens")
+    parser.add_argument("--answer", type=value_of(int, "[1, inf)"), default=48,
+                        help="how many of these a prompt must leave for an answer: the stages' "
+                             "--max_new_tokens")
     args = parser.parse_args()
     folder, block = args.folder, args.block
 
@@ -338,7 +336,7 @@ def main():
     if args.vocab or not os.path.exists(os.path.join(folder, "vocab.json")):
         rows = itertools.chain(*own.values())
         texts = [part for row in rows for part in turns_of(row) + answers_of(row)]
-        make_vocab(folder, args.vocab or "2048", [text, *texts])
+        make_vocab(folder, args.vocab or "2048", [*documents_of(text), *texts])
     vocab = Vocab(folder)
 
     before = {name: json.dumps(rows) for name, rows in own.items()}

@@ -42,7 +42,7 @@ class Text:
     def loss(self, model, rows=256):
         """Next-token loss on `rows` windows spread through the text, in nats a token.
 
-        → (mean, standard error over windows)
+        → (mean, standard error over windows; 0 of one window)
         """
         spread = torch.linspace(0, len(self.starts) - 1, min(rows, len(self.starts))).long()
         size, losses = rows_that_fit(32, self.block, model.config), []
@@ -51,7 +51,8 @@ class Text:
             logits = model(x)[:, :-1].float().transpose(1, 2)
             losses.append(F.cross_entropy(logits, x[:, 1:], reduction="none").mean(1))
         losses = torch.cat(losses)
-        return losses.mean().item(), losses.std().item() / math.sqrt(len(losses))
+        std = losses.std(correction=min(1, len(losses) - 1))
+        return losses.mean().item(), std.item() / math.sqrt(len(losses))
 
 
 def read_texts(run, block):

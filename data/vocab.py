@@ -7,6 +7,7 @@ import tiktoken
 
 from data import UserError, read_json, read_lines, turns_of
 
+LARGEST = 2 ** 16       # ids of a vocabulary
 SPECIAL = ["<|user|>", "<|assistant|>", "<|endoftext|>", "<|pad|>"]
 
 
@@ -46,6 +47,9 @@ class Vocab:
         except Exception as e:      # the errors of tiktoken's Rust code have no common class
             raise UserError(f"{path}: tiktoken refuses this vocabulary: {e}") from None
         self.size = max(ids) + 1
+        if self.size > LARGEST:
+            raise UserError(f"{path}: ids up to {max(ids):,}, but a .bin file has room for two "
+                            f"bytes a token: {LARGEST:,} ids at most")
         content = (pattern, self.prefix, sorted(ranks.items()), sorted(self.special.items()))
         self.hash = hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 

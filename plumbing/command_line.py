@@ -3,7 +3,7 @@ The command line. A script's settings are a dataclass, and each of its fields is
 
     @dataclass
     class Config(Common):
-        steps: int = flag(2400, "optimiser steps")
+        steps: int = flag(2400, "optimiser steps", "[1, inf)")
 """
 import argparse
 import difflib
@@ -13,14 +13,23 @@ from dataclasses import dataclass, field, fields
 
 from data import ROOT, UserError, read_json
 
-POSITIVE = ["steps", "batch", "epochs", "ppo_epochs", "episodes", "minibatches", "iterations",
-            "eval_every", "max_new_tokens", "lr", "round"]
 WORDS = {int: "a whole number", float: "a number"}
 
 
-def flag(default, help):
-    """A field of a settings dataclass: its default, and its line in --help."""
-    return field(default=default, metadata={"help": help})
+def flag(default, help, within=""):
+    """A field of a settings dataclass: its default, its line in --help, and a number's range."""
+    return field(default=default, metadata={"help": help, "within": within})
+
+
+def lies_in(value, within):
+    """Whether a number is in a range such as "[0, 1)" or "0 or [2, inf)". NaN is in none."""
+    for part in filter(None, within.split(" or ")):
+        low, _, high = part.strip("[]()").partition(", ")
+        above = value > float(low) if part[0] == "(" else value >= float(low)
+        below = value < float(high or low) if part[-1] == ")" else value <= float(high or low)
+        if above and below:
+            return True
+    return not within
 
 
 @dataclass
@@ -28,11 +37,11 @@ class Common:
     """The flags that every stage has."""
     data: str = flag("village", "a folder under data/, or a path")
     out: str = flag("", "folder for checkpoints and logs; empty: out/<data>")
-    seed: int = flag(1337, "of everything drawn at random")
+    seed: int = flag(1337, "of everything drawn at random", "[0, 1e13]")
     device: str = flag("auto", "cuda, mps or cpu; auto: the first of these that there is")
     dtype: str = flag("auto", "float32 or bfloat16; auto: bfloat16 where the device is fast at it")
     size: str = flag("tiny", "a name in model.py's SIZES; smoke shrinks the whole run as well")
-    max_new_tokens: int = flag(48, "longest response, in sampling")
+    max_new_tokens: int = flag(48, "longest response, in sampling", "[1, inf)")
     compile: bool = flag(False, "torch.compile each block; on a CPU this needs a C++ compiler")
     base: str = flag("", "in place of OUT/pretrain.pt: another pretrain.pt, gpt2, gpt2-medium, …, "
                          "or a folder in GPT-2's layout")
@@ -65,13 +74,16 @@ def nearest(word, words, prefix=""):
     return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
-def value_of(kind):
+def value_of(kind, within=""):
     """What turns a flag's text into an int or a float, or says what was expected."""
     def convert(text):
         try:
-            return kind(text)
+            value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {WORDS[kind]}, found {text!r}") from None
+        if not lies_in(value, within):
+            raise argparse.ArgumentTypeError(f"{value} is not in its range, {within}")
+        return value
     return convert
 
 
@@ -84,8 +96,9 @@ def parse(cls, doc, smoke=None, argv=None):
     parser = Parser(doc)
     for f in fields(cls):
         kind = type(f.default)
+        within = f.metadata["within"] and f", in {f.metadata['within']}"
         how = {"default": argparse.SUPPRESS,
-               "help": f.metadata["help"].replace("%", "%%") + f" ({f.default})"}
+               "help": f.metadata["help"].replace("%", "%%") + f" ({f.default}{within})"}
         if f.name == "fresh":
             how |= {"nargs": "?", "const": "stage", "choices": ["stage", "all"]}
         elif kind is bool:
@@ -105,11 +118,10 @@ def parse(cls, doc, smoke=None, argv=None):
     ending = "-smoke" if config.size == "smoke" else ""
     config.out = config.out or os.path.join("out", os.path.basename(config.data) + ending)
     config.given = set(given)
-    for name in POSITIVE:
-        if getattr(config, name, 1) <= 0:
-            raise UserError(f"--{name}={getattr(config, name)} must be above 0")
-    if getattr(config, "micro_batch_size", 0) < 0:
-        raise UserError(f"--micro_batch_size={config.micro_batch_size} can't be negative")
+    for f in fields(cls):
+        value, within = getattr(config, f.name), f.metadata["within"]
+        if not lies_in(value, within):
+            raise UserError(f"--{f.name}={value} is not in its range, {within}")
     return config
 
 
@@ -134,10 +146,32 @@ def folder_settings(data, cls):
     return merged
 
 
-def entry(main):
-    """Run a script's main(). A user's mistake is one sentence and exit code 1."""
+def typed(question):
+    """A line that the user types, without the blanks around it; None at the end of input.
+
+    Bytes that are no text, such as half a letter, become U+FFFD.
+    """
+    if sys.stdin is None:       # closed from the start
+        return None
+    if hasattr(sys.stdin, "reconfigure") and sys.stdin.errors != "replace":
+        sys.stdin.reconfigure(errors="replace")
     try:
-        main()
+        return input(question).strip()
+    except (EOFError, OSError, RuntimeError):       # RuntimeError: it is closed
+        return None
+
+
+def entry(main):
+    """Run a script's main(). A user's mistake is one sentence and exit code 1.
+
+    main may return a function, which is called when main's memory is free → the exit code.
+    """
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):      # a closed one is None
+            stream.reconfigure(errors="replace")    # no letter may end a run
+    try:
+        if then := main():
+            sys.exit(then())
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         sys.exit(1)

@@ -4,9 +4,15 @@ One stage's run: its files, the stages before it, resuming, the log.
 A finished stage is OUT/<stage>.pt, an unfinished one OUT/<stage>.resume.pt, and the numbers of each
 step are lines of OUT/<stage>.jsonl. The random numbers of a step are seeded by (seed, purpose,
 step), so that a resumed run draws the same ones, and no generator's state has to be saved.
+
+A run that goes on must have the settings and the data files that it began with, or a UserError
+names what is different. Two flags may change: --micro_batch_size, which changes sums in their last
+bits alone, and --device, since a GPU is not always there. Then the noise of dropout is another one,
+and the result is not bit for bit that of one device; the run says so.
 """
 import contextlib
 import dataclasses
+import gc
 import json
 import os
 import shutil
@@ -18,17 +24,20 @@ import time
 import torch
 from tqdm import tqdm
 
-from data import UserError, folder_of, replacing
+from data import READ, UserError, folder_of, record, replacing
 from data.vocab import Vocab
 from model import GPT, SIZES, config_for
 from plumbing.checkpoint import digest, load, model_from, save
 from plumbing.command_line import Common, nearest
 from plumbing.cpu import keep_freed_memory
 from plumbing.device import pick_device, pick_dtype
-from plumbing.processes import RANK, WORLD, all_reduce, join_processes
+from plumbing.inputs import check_inputs
+from plumbing.processes import (RANK, WORLD, all_reduce, join_processes, leave_processes,
+                                lock)
 from plumbing.stages import STAGES, in_round, script_of
 
-PLACES = {"fresh", "out", "device", "base"}     # flags that a resumed run may change
+# flags that a resumed run may change
+PLACES = {"fresh", "out", "device", "base", "micro_batch_size"}
 
 
 def open_run(stage, config, parents=()):
@@ -42,16 +51,23 @@ def open_run(stage, config, parents=()):
     if config.base and stage == "pretrain":
         raise UserError(f"--base={config.base}: pretrain.py makes a base and starts from none")
     run = Run(stage, config)
-    os.makedirs(config.out, exist_ok=True)
+    try:
+        os.makedirs(config.out, exist_ok=True)
+        if stage != "evaluate" and not RANK:        # which writes whole files alone
+            run.lock = lock(os.path.join(config.out, f".{stage}.lock"))
+    except OSError as e:
+        raise UserError(f"--out={config.out} is no folder to write in: {e.strerror}") from None
     keep_freed_memory()
     torch.set_flush_denormal(True)      # numbers below 1e-38 slow a CPU down many times
     if config.fresh == "all" and WORLD > 1:
         raise UserError("--fresh=all: with several processes start each stage alone, with --fresh")
+    check_inputs(run, parents)
     if config.fresh == "all" and parents and not (config.base and parents[-1] == "pretrain"):
         run_stage(parents[-1], config)      # makes those before it too
     for parent in parents:
         run.parents[parent] = run.parent(parent)
     join_processes(run.device)
+    READ.clear()
     run.started = time.time()       # the stages before have seconds of their own
     return run
 
@@ -70,7 +86,7 @@ class Run:
         self.path = os.path.join(config.out, stage + ".pt")
         self.unfinished = os.path.join(config.out, stage + ".resume.pt")
         self.log_path = os.path.join(config.out, stage + ".jsonl")
-        self.parents = {}
+        self.parents, self.read = {}, {}        # read: data file → its hash
         self.stop, self.started, self.seconds_before = False, time.time(), 0.0
         self.last_save = self.save_seconds = 0.0        # so the first step is saved
 
@@ -117,12 +133,23 @@ class Run:
                 raise UserError(f"{path} was made with --{key}={theirs.get(key)}, this run has "
                                 f"{ours.get(key)}: give the same, another --out, or --fresh (this "
                                 f"stage) or --fresh=all (everything) to make it again")
+        for name, was in checkpoint.get("read", {}).items() if "data" in keys else ():
+            self.check_file(os.path.join(self.folder, name), was, path, checkpoint["stage"])
         for parent, was in checkpoint["parents"].items():
             now = self.parents.get(parent)
             if now and now["hash"] != was:
                 script = " ".join(script_of(checkpoint["stage"]))
                 raise UserError(f"{path} came from another {parent} than the one that is there: "
                                 f"run {script} with --fresh, or give another --out")
+
+    def check_file(self, file, was, path, stage):
+        """Raise UserError if a data file changed since this stage read it; say so of an earlier."""
+        if os.path.exists(file) and record(file) == was:
+            return
+        changed = f"{file} has changed since {path} was made"
+        if stage == self.stage:
+            raise UserError(f"{changed}: give --fresh to make it again, or another --out")
+        print(f"note: {changed}; --fresh=all makes everything again")
 
     def load_model(self, stage):
         """A new copy of a parent's network, on this run's device and in its precision."""
@@ -176,6 +203,8 @@ class Run:
         parts: dictionaries, or objects with load_state_dict.
         """
         step = 0
+        self.read = {os.path.basename(path): was for path, was in READ.items()
+                     if os.path.dirname(path) == self.folder}
         if self.config.fresh and not RANK and os.path.exists(self.unfinished):
             os.remove(self.unfinished)      # the finished one stays until it can be replaced
         if os.path.exists(self.unfinished) and not (self.config.fresh and RANK):
@@ -186,7 +215,11 @@ class Run:
             for name, part in parts.items():
                 take = part.update if isinstance(part, dict) else part.load_state_dict
                 take(checkpoint["model"][name])
+            self.read = checkpoint.get("read", {}) | self.read
             print(f"going on from {self.unfinished} at step {step}")
+            if (before := checkpoint.get("device", self.device.type)) != self.device.type:
+                print(f"it was made on {before} so far, and goes on on {self.device.type}: it will "
+                      f"not end bit for bit as on one of them")
         if not RANK:
             lines = [x for x in read_log(self.log_path) if x["step"] < step] if step else []
             with replacing(self.log_path) as f:
@@ -205,7 +238,8 @@ class Run:
         config = {k: v for k, v in vars(self.config).items() if k != "given"}
         parents = {p: c["hash"] for p, c in self.parents.items()}
         return {"stage": self.stage, "config": config, "vocab": self.vocab.hash,
-                "parents": parents, "seconds": self.seconds()}
+                "parents": parents, "read": self.read, "device": self.device.type,
+                "seconds": self.seconds()}
 
     def content(self, model, results):
         """A finished checkpoint."""
@@ -290,35 +324,44 @@ def command_of(stage, config, *flags):
     return [sys.executable, os.path.join(root, script), *more, *common, *flags]
 
 
-def run_stage(stage, config, *flags):
-    """Run a stage's script, and wait for it."""
+def call_stage(stage, config, *flags):
+    """Run a stage's script in a process of its own, and wait for it → its exit code."""
     command = command_of(stage, config, *flags)
     before = signal.signal(signal.SIGINT, lambda *_: None)     # Ctrl-C is the child's to handle
     code = subprocess.call(command)
     signal.signal(signal.SIGINT, before)
-    if code:
+    return code
+
+
+def run_stage(stage, config, *flags):
+    """Run a stage's script. If it fails, this one ends as well."""
+    if code := call_stage(stage, config, *flags):
         sys.exit(code)      # the child has said why
 
 
 def continue_as(stage, config, *flags):
-    """Replace this process by another stage's, which frees its memory. Other ranks end here."""
-    if RANK:
-        sys.exit()
-    for name in ("RANK", "WORLD_SIZE"):
-        os.environ.pop(name, None)
-    command = command_of(stage, config, *flags)
-    sys.stderr.flush()
-    os.execv(command[0], command)
+    """→ a function that runs another stage, for `entry` to call when this one's memory is free."""
+    def then():
+        leave_processes()
+        if RANK:
+            return 0
+        for name in ("RANK", "WORLD_SIZE"):
+            os.environ.pop(name, None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return call_stage(stage, config, *flags)
+    return then
 
 
 def evaluate_run(run):
-    """After PPO: go on as evaluate.py, which prints the table and draws the curves."""
+    """After PPO: what runs evaluate.py, which prints the table and draws the curves."""
     n, reward = run.config.round, run.config.reward
     flags = [f"--reward={reward}"] if reward else []
     if n > 1:
         policies = ["pretrain", "sft", *[in_round("ppo", i) for i in range(1, n + 1)]]
         flags.append("--stages=" + ",".join(policies))
-    continue_as("evaluate", run.config, *flags)
+    return continue_as("evaluate", run.config, *flags)
 
 
 def progress_bar(steps, start, label):

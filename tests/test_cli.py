@@ -162,8 +162,9 @@ def test_help_shows_every_flag_with_its_comment(name, capsys):
         assert f"--{field.name} " in options.replace(",", " "), (
             f"--help of {name}.py says nothing about --{field.name}"
         )
-        assert f"{comment} ({field.default})" in options.replace("- ", "-"), (
-            f"--help of {name}.py lacks the comment on --{field.name}, or its default"
+        within = field.metadata["within"] and f", in {field.metadata['within']}"
+        assert f"{comment} ({field.default}{within})" in options.replace("- ", "-"), (
+            f"--help of {name}.py lacks the comment on --{field.name}, its default or range"
         )
 
 
@@ -210,10 +211,10 @@ def test_smoke_values_are_flags(name):
     [
         ("ppo", ["--top_k=5"], "rollouts"),
         ("ppo", ["--top_p=0.9"], "rollouts"),
-        ("ppo", ["--temperature=0"], "above 0"),
+        ("ppo", ["--temperature=0"], "range"),
         ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
-        ("reward", ["--answers=1"], "2 to 9"),
-        ("reward", ["--answers=10"], "2 to 9"),
+        ("reward", ["--answers=1"], r"\[2, 9\]"),
+        ("reward", ["--answers=10"], r"\[2, 9\]"),
         ("pretrain", ["--base=out/village/pretrain.pt"], "starts from none"),
         ("evaluate", ["--fresh"], "anew"),
         ("evaluate", ["--stages=pretrain,ppo"], "sft"),

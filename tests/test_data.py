@@ -35,7 +35,7 @@ from data import (
 from data.comparisons import encode_comparisons, labeler_agreement, which_half
 from data.text import Text
 from data.vocab import Vocab
-from model import GPTConfig, ScalarGPT
+from model import GPT, GPTConfig, ScalarGPT, config_for
 from plumbing.checkpoint import load, save
 from plumbing.command_line import Common
 
@@ -378,7 +378,8 @@ def test_the_mask_of_a_demonstration_is_its_response_and_eos(vocab):
         {"prompt": "Name a pet.", "response": "A cat."},
         {"prompt": "Hi.", "response": "Hello, and a good day to you."},
     ]
-    tokens, mask = sft.collate(sft.encode_demonstrations(rows, vocab), vocab, "cpu")
+    model = GPT(config_for("smoke", vocab.size))
+    tokens, mask = sft.collate(sft.encode_demonstrations(rows, vocab), vocab, model)
     for row, t, m in zip(rows, tokens, mask):
         n = len(vocab.prompt(row["prompt"]))
         assert t[:n].tolist() == vocab.prompt(row["prompt"]) and not m[:n].any(), (

@@ -343,12 +343,74 @@ def test_a_folder_without_config_or_weights_says_what_is_missing(tmp_path):
         GPT.from_pretrained(str(tmp_path))
 
 
-def test_another_activation_is_refused_and_not_computed_wrongly(tmp_path):
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"activation_function": "relu"}, "activation_function is 'relu'"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        ({"scale_attn_weights": False}, "scale_attn_weights is False"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06"),
+        ({"n_inner": 64}, "n_inner is 64"),
+        ({"tie_word_embeddings": False}, "tie_word_embeddings is False"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads is"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is"),
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"n_positions": None}, "n_positions must be a whole number"),
+        ({"n_embd": "32"}, "n_embd must be a whole number"),
+        ({"n_head": 3}, "n_embd 32 is not a multiple of n_head 3"),
+        ("[1]", r"model_type is \[1\]"),
+        ('{"n_layer": 2,', "not valid JSON"),
+    ],
+)
+def test_a_config_that_means_another_model_is_refused_by_name(tmp_path, change, says):
     hf_checkpoint(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "activation_function": "relu"}))
-    with pytest.raises(ValueError, match="relu"):
+    path = tmp_path / "config.json"
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change)
+    with pytest.raises((ValueError, UserError), match=rf"config\.json.*{says}"):
         GPT.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reorder_and_upcast_attn": True},
+        {"activation_function": "gelu_pytorch_tanh"},
+        {"n_inner": 4 * 32},
+    ],
+)
+@torch.no_grad()
+def test_a_config_in_other_words_gives_the_logits_of_transformers(tmp_path, change):
+    hf_checkpoint(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    from transformers import GPT2LMHeadModel
+
+    theirs = GPT2LMHeadModel.from_pretrained(str(tmp_path)).eval()
+    tokens = torch.randint(theirs.config.vocab_size, (2, 20))
+    got = GPT.from_pretrained(str(tmp_path)).eval()(tokens)
+    assert (got - theirs(tokens).logits).abs().max() < 2e-4
+
+
+@torch.no_grad()
+def test_an_exported_model_ends_its_answers_in_transformers(tmp_path, vocab):
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(64, vocab.size, 1, 2, 32)).eval()
+    prompt = vocab.prompt("Hi")
+    model.wte.weight[vocab.eos] = model.hidden(torch.tensor([prompt]))[0, -1]  # eos comes first
+    model.save_pretrained(str(tmp_path), vocab)
+    theirs = GPT2LMHeadModel.from_pretrained(str(tmp_path)).eval()
+    ids = (theirs.config.bos_token_id, theirs.config.eos_token_id, theirs.config.pad_token_id)
+    assert ids == (vocab.eos, vocab.eos, vocab.pad)
+    said = theirs.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    assert said[0, len(prompt) :].tolist() == [vocab.eos], "it goes on after its answer's end"
+
+    model.save_pretrained(str(tmp_path))
+    assert GPT2LMHeadModel.from_pretrained(str(tmp_path)).config.eos_token_id is None
 
 
 # ---- generation: the cache, the padding and the dropping of finished rows may not show ----

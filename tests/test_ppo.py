@@ -158,6 +158,10 @@ class Ids:
     eos, pad = 10, 11
 
 
+# what it needs of a model
+ROOMY = SimpleNamespace(device="cpu", config=SimpleNamespace(block_size=64))
+
+
 class Settings:
     max_new_tokens, temperature = 6, 1.0
 
@@ -182,7 +186,7 @@ def test_rollout_marks_the_response_and_nothing_else():
 def episodes(lengths, prompt=1):
     """A rollout of made-up tokens, whose rows have these lengths."""
     rows = [torch.randint(10, (n,)).tolist() for n in lengths]
-    return Rollout.of([r[:prompt] for r in rows], [r[prompt:] for r in rows], Ids, "cpu")
+    return Rollout.of([r[:prompt] for r in rows], [r[prompt:] for r in rows], Ids, ROOMY)
 
 
 def test_rows_of_a_rollout_keep_all_fields_together_and_lose_their_padding():
@@ -203,7 +207,7 @@ def test_rows_of_a_rollout_keep_all_fields_together_and_lose_their_padding():
 def test_texts_of_a_rollout_are_the_answers_alone(vocab):
     answers = ["A cat.", "It is a dog or a hen."]
     prompts, responses = [vocab.prompt("Name a pet.")] * 2, [vocab.response(a) for a in answers]
-    assert Rollout.of(prompts, responses, vocab, "cpu").texts(vocab) == answers
+    assert Rollout.of(prompts, responses, vocab, ROOMY).texts(vocab) == answers
 
 
 def test_scores_are_read_at_the_last_token_of_each_answer():

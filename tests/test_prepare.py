@@ -6,9 +6,12 @@ import http.server
 import importlib.util
 import json
 import os
+import random
 import shutil
 import sys
 import threading
+import time
+from collections import Counter
 
 import pytest
 import tiktoken
@@ -17,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import UserError, prepare, read_heldout, read_jsonl, read_tokens
+from data.bpe import train_bpe
 from data.gpt2 import GPT2_PATTERN, GPT2_SUMS, gpt2_ranks
 from data.vocab import Vocab
 from plumbing.checkpoint import load, save
@@ -630,3 +634,81 @@ def test_a_side_that_one_file_says_holds_for_the_prompt_in_all(tmp_path):
     files = prepared(tmp_path, "--vocab=300")
     sides = [[r["split"] for r in files[f"{name}.jsonl"]] for name in ("prompts", "demonstrations")]
     assert sides[0] == sides[1]
+
+
+# ---- the vocabulary of one's own ----
+
+
+def train_slowly(counts, size):
+    """The definition: count all pairs, merge the most frequent one everywhere, again."""
+    tokens = [bytes([i]) for i in range(256)]
+    words = {word: list(word.encode()) for word in counts}
+    while len(tokens) < size:
+        pairs = Counter()
+        for word, ids in words.items():
+            for pair in zip(ids, ids[1:]):
+                pairs[pair] += counts[word]
+        if not pairs:
+            break
+        a, b = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        if (token := tokens[a] + tokens[b]) not in tokens:
+            tokens.append(token)
+        for ids in words.values():
+            for i in range(len(ids)):
+                if ids[i : i + 2] == [a, b]:
+                    ids[i : i + 2] = [tokens.index(token)]
+    return tokens
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "abcd", "aé猫"])
+def test_pairs_counted_as_they_change_give_the_merges_of_the_definition(alphabet):
+    rng = random.Random(alphabet)
+    for _ in range(8):
+        words = ["".join(rng.choices(alphabet, k=rng.randint(1, 12))) for _ in range(12)]
+        counts = {word: rng.randint(1, 4) for word in words}
+        for size in (262, 400):
+            assert train_bpe(counts, size) == train_slowly(counts, size)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "".join(chr(0x4E00 + i * i % 3000) for i in range(60_000)),  # 180 KB without a space
+        "a" * 200_000,
+        "，".join("".join(chr(0x4E00 + (i * j) % 997) for j in range(9)) for i in range(9000)),
+        " ".join(f"{i * i:b}".translate({48: "o", 49: "i"}) for i in range(20_000)),
+    ],
+    ids=["one long word", "one letter", "clauses", "words"],
+)
+def test_any_script_is_trained_on_in_a_moment(tmp_path, text):
+    begun = time.process_time()
+    vocab = prepare.make_vocab(str(tmp_path), "1024", [text])
+    assert time.process_time() - begun < 5, "its time grows with the square of something"
+    assert vocab.size == 1024 or text[:3] == "aaa"
+    assert vocab.decode(vocab.encode(text[:500])) == text[:500]
+    assert len(vocab.encode(text)) < 0.8 * len(text.encode())
+
+
+def test_the_vocabulary_is_the_same_in_any_order_and_every_time(tmp_path):
+    texts = [sentence(i, 9) for i in range(50)]
+    files = []
+    for i, order in enumerate([texts, texts, texts[::-1]]):
+        (tmp_path / str(i)).mkdir()
+        prepare.make_vocab(str(tmp_path / str(i)), "400", order)
+        files.append((tmp_path / str(i) / "vocab.tiktoken").read_bytes())
+    assert files[0] == files[1] == files[2]
+
+
+def test_as_many_ids_as_asked_or_a_sentence(tmp_path, capsys):
+    assert prepare.make_vocab(str(tmp_path), "270", ["abc abc abd wxyz, or so"]).size == 270
+    assert "not 270" not in capsys.readouterr().out
+    assert prepare.make_vocab(str(tmp_path), "5000", ["abc abc abd"]).size < 280
+    assert "ids, not 5000" in capsys.readouterr().out
+    for size, says in (("259", "too small"), ("65537", "65,536 at most")):
+        with pytest.raises(UserError, match=says):
+            prepare.make_vocab(str(tmp_path), size, ["abc"])
+
+
+def test_no_word_of_the_text_is_left_out():
+    counts = prepare.count_words(["once " + "often " * 5000, "rare"])
+    assert counts[" once"] == counts[" rare"] == 1 and counts[" often"] == 5000

@@ -4,8 +4,12 @@ Several processes do what one does, and microbatches what a whole batch does, up
 The processes are forks of this one: they join as torchrun's would, and need not import torch again.
 """
 
+import contextlib
 import os
+import signal
 import socket
+import subprocess
+import threading
 
 import pytest
 import torch
@@ -13,7 +17,7 @@ import torch
 import comparisons
 import pretrain
 from conftest import STAGES, log_of, parents_only, run_little
-from data import UserError
+from data import UserError, folder_of
 from plumbing import device, processes, run
 from plumbing.checkpoint import load
 from test_resume import end_of, fork, trains_in_a_fork
@@ -48,6 +52,19 @@ def one_of_two(rank, port, stage, data, out):
     run_little(stage, data, out, *FLAGS[stage])
 
 
+def free_port():
+    """A port for two processes to meet at. Without a loopback they would wait for ever: skip."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        except OSError as e:
+            pytest.skip(f"processes can't reach each other at 127.0.0.1: {e}")
+        return port
+
+
 @trains_in_a_fork
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_do_what_one_does(stage, little, whole, tmp_path):
@@ -55,11 +72,14 @@ def test_two_processes_do_what_one_does(stage, little, whole, tmp_path):
     for out in outs:
         (out / "comparisons.jsonl").unlink()
     run_little(stage, data, outs[0], *FLAGS[stage])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     pids = [fork(one_of_two, rank, port, stage, data, outs[1]) for rank in (0, 1)]
-    assert [end_of(pid) for pid in pids] == [0, 0]
+    try:
+        assert [end_of(pid, 60) for pid in pids] == [0, 0]
+    finally:
+        for pid in pids:  # if one failed, the other one waits for it
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     same_steps(stage, outs, "of one process", "of two")
     if stage == "reward":
         one, two = ((out / "comparisons.jsonl").read_bytes() for out in outs)
@@ -96,6 +116,32 @@ def test_microbatches_change_nothing_in_the_stages_before(stage, little, whole, 
     for out, more in zip(outs, ([], ["--micro_batch_size=2"])):
         run_little(stage, little[0], out, *flags.get(stage, []), *more)
     same_steps(stage, outs, "of whole batches", "of parts")
+
+
+def test_one_process_of_a_machine_prepares_the_data(tmp_path, monkeypatch):
+    (tmp_path / "prepare.py").touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(subprocess, "call", lambda *a: pytest.fail("a second one prepares it"))
+
+    def prepare():
+        for name in ("train.bin", "val.bin", "demonstrations.jsonl", "prompts.jsonl"):
+            (tmp_path / name).touch()
+
+    waiting = threading.Timer(0.1, prepare)
+    waiting.start()
+    assert folder_of(str(tmp_path)) == str(tmp_path) and (tmp_path / "prompts.jsonl").exists()
+    waiting.join()
+
+
+def test_a_process_touches_no_other_gpu_than_its_own(monkeypatch):
+    touched = []
+    monkeypatch.setattr(device, "WORLD", 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda d: touched.append(("set", d.index)))
+    monkeypatch.setattr(torch, "empty", lambda *a, device: touched.append(("empty", device.index)))
+    device.pick_device("cuda")
+    assert touched == [("set", 1), ("empty", 1)]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):

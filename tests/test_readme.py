@@ -322,6 +322,7 @@ def test_the_readmes_export_is_read_by_transformers(whole, vocab, tmp_path, monk
     assert code[:2] == ["python", "-c"]
     (tmp_path / "out" / "village").mkdir(parents=True)
     shutil.copy(whole / "ppo.pt", tmp_path / "out" / "village")
+    shutil.copytree(os.path.join(ROOT, "data", "village"), tmp_path / "data" / "village")
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(code[2], names)

@@ -386,7 +386,7 @@ def test_every_token_of_the_demonstrations_weighs_the_same(little, tmp_path, mon
     run_little("sft", data, out, *flags)
     model, vocab = model_from(load(str(out / "pretrain.pt"))), Vocab(str(data))
     rows = read_jsonl(str(data / "demonstrations.jsonl"), ["prompt", "response"], "train")[:64]
-    tokens, mask = sft.collate(sft.encode_demonstrations(rows, vocab), vocab, "cpu")
+    tokens, mask = sft.collate(sft.encode_demonstrations(rows, vocab), vocab, model)
     sft.sft_loss(model(tokens), tokens, mask).backward()
     assert len(grads) == 8
     for name, p in model.named_parameters():
@@ -735,9 +735,9 @@ def test_gamma_zero_leaves_pretraining_text_out(spied, monkeypatch):
 
 def test_an_answer_that_fills_the_block_is_scored(spied, monkeypatch, vocab):
     prompt = "Name three animals."
-    for reader in ("read_jsonl", "read_heldout"):
+    for reader in ("rollout.read_jsonl", "rollout.read_heldout", "plumbing.inputs.read_jsonl"):
         rows = [{"prompt": prompt}]
-        monkeypatch.setattr(f"rollout.{reader}", lambda path, fields, split=None: rows)
+        monkeypatch.setattr(reader, lambda path, fields, split=None, final=False: rows)
     _, log, _ = spied(
         "--iterations=1", "--episodes=16", f"--max_new_tokens={128 - len(vocab.prompt(prompt))}"
     )

@@ -184,6 +184,66 @@ def test_a_resumed_run_refuses_other_settings(finished, tmp_path, monkeypatch):
     assert load(str(out / "pretrain.pt"))["config"]["lr"] == 0.1
 
 
+# the files that a stage reads before its first step
+READS = {
+    "pretrain": ["train.bin", "val.bin"],
+    "sft": ["train.bin", "val.bin", "demonstrations.jsonl"],
+    "reward": ["prompts.jsonl"],
+    "ppo": ["train.bin", "val.bin", "prompts.jsonl"],
+}
+
+
+def moved(source, data, target):
+    """A copy of the data folder, and of a run's folder as if it had been made of this copy."""
+    shutil.copytree(data, target / "little")
+    shutil.copytree(source, target / "out")
+    for path in (target / "out").glob("*.pt"):
+        content = load(str(path))
+        config = {**content["config"], "data": str(target / "little")}
+        save(str(path), {**content, "config": config})
+    return target / "little", target / "out"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_data_file_that_changed_is_named(stage, finished, tmp_path, capsys):
+    data, out = moved(finished[1], finished[0], tmp_path)
+    assert set(load(str(out / f"{stage}.pt"))["read"]) == set(READS[stage])
+    run_little(stage, data, out)
+    assert "is finished" in capsys.readouterr().out
+    name = READS[stage][-1]
+    with open(data / name, "ab") as f:
+        f.write(b"\n\n")
+    with pytest.raises(UserError, match=f"{name} has changed since .*{stage}.pt.*--fresh"):
+        run_little(stage, data, out)
+
+
+def test_an_unfinished_stage_does_not_go_on_with_other_data(finished, stopped, tmp_path):
+    data, out = moved(stopped, finished[0], tmp_path)
+    (data / "demonstrations.jsonl").write_bytes((data / "demonstrations.jsonl").read_bytes() + b" ")
+    with pytest.raises(UserError, match="demonstrations.jsonl has changed since .*sft.resume.pt"):
+        run_little("sft", data, out)
+
+
+def test_an_earlier_stage_of_other_data_is_noted_and_used(finished, tmp_path, capsys):
+    out = folder_for("sft", finished[1], tmp_path / "out")
+    content = load(str(out / "pretrain.pt"))
+    read = {**content["read"], "train.bin": "another"}
+    save(str(out / "pretrain.pt"), {**content, "read": read})
+    run_little("sft", finished[0], out)
+    assert "note: " in (said := capsys.readouterr().out)
+    assert "train.bin has changed since" in said and "val.bin has" not in said
+
+
+def test_a_resumed_run_may_have_other_microbatches_and_another_device(stopped, finished, capsys):
+    path = str(stopped / "sft.resume.pt")
+    save(path, {**load(path), "device": "cuda"})
+    run_little("sft", finished[0], stopped, "--micro_batch_size=3")
+    said = capsys.readouterr().out
+    assert "made on cuda so far, and goes on on cpu" in said, "nobody says that its end is another"
+    run_little("sft", finished[0], stopped, "--micro_batch_size=5")
+    assert "is finished" in capsys.readouterr().out
+
+
 # ---- the seed ----
 
 
@@ -231,9 +291,16 @@ def fork(function, *args):
         os._exit(code)
 
 
-def end_of(pid):
+def end_of(pid, seconds=120):
     """Wait for a process → how it ended: its exit code, or minus the signal that killed it."""
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    last = time.monotonic() + seconds
+    while (found := os.waitpid(pid, os.WNOHANG))[0] == 0:
+        if time.monotonic() > last:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            pytest.fail(f"a process did not end within {seconds} s")
+        time.sleep(0.002)
+    return os.waitstatus_to_exitcode(found[1])
 
 
 def kill(pid):

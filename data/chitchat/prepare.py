@@ -23,19 +23,17 @@ are few and noisy. They show what a reward model makes of such labels; they don'
 """
 import collections
 import hashlib
-import json
 import os
 import random
 import re
 import sys
 
 import numpy as np
-import regex        # comes with tiktoken, whose trainer uses it
 from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
-from data import UserError, prepare
+from data import UserError, prepare, read_line, read_lines
 from data.vocab import Vocab
 from plumbing.command_line import Parser, entry, value_of
 
@@ -142,14 +140,11 @@ def clean_lines(lines, chats_with, dropped):
 # ---- what is made of them ----
 
 def make_vocab(chats, size):
-    """The folder's vocabulary → Vocab. A word that is there n times counts n ** 0.6 / 12 times."""
+    """The folder's vocabulary → Vocab."""
     if not size.isdigit():      # gpt2, or a mistake
         return prepare.make_vocab(HERE, size, [])
     texts = ("\n".join(chat["turns"]) for chat in chats)
-    counts = collections.Counter(w for text in texts for w in regex.findall(prepare.PATTERN, text))
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    sample = [word for word, n in ordered for _ in range(round(n**0.6 / 12))]
-    prepare.train_vocab(HERE, "\0".join(sample), r"[^\0]+", int(size), prefix="")
+    prepare.train_vocab(HERE, prepare.count_words(texts, prefix=""), int(size), prefix="")
     return Vocab(HERE)
 
 
@@ -251,8 +246,8 @@ def ranked_by_people(path):
     """Rows that somebody ranked with data/label.py. They stay."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8") as f:
-        return [row for row in map(json.loads, f) if "labeler" in row]
+    rows = [read_line(line, ["prompt"], f"{path}, line {n}") for n, line in read_lines(path)]
+    return [row for row in rows if "labeler" in row]
 
 
 def report(files, dropped, vocab):
@@ -274,7 +269,7 @@ def main():
     parser = Parser(__doc__)
     parser.add_argument("--vocab", default="4096",
                         help="gpt2, or the size of a vocabulary of its own")
-    parser.add_argument("--seed", type=value_of(int), default=1)
+    parser.add_argument("--seed", type=value_of(int, "[0, 1e13]"), default=1)
     args = parser.parse_args()
     dropped, rng = collections.Counter(), random.Random(args.seed)
 

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(os.path.dirname(HERE)))
-from data import UserError, read_json, replacing
+from data import UserError, parse_json, read_json, replacing
 from data.prepare import length_alone, make_vocab, write_bin, write_jsonl
 from plumbing.command_line import Parser, entry, value_of
 
@@ -176,14 +176,14 @@ def read(path, dropped):
     Counts in `dropped` what is of no use. Raises UserError that names file and line.
     """
     try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8") as f:
-            lines = f.readlines()
+        with (gzip.open if path.endswith(".gz") else open)(path, "rt", encoding="utf-8-sig") as f:
+            lines = [(n, line) for n, line in enumerate(f, 1) if line.strip()]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as e:
         raise UserError(f"{path} can't be read as gzipped UTF-8 text ({e}): it may be cut off; "
                         f"get it again") from None
-    for n, line in enumerate(lines, 1):
+    for n, line in lines:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
             chosen, rejected = split_turns(row["chosen"]), split_turns(row["rejected"])
         except (ValueError, KeyError, TypeError) as e:
             raise UserError(f'{path}, line {n}: expected {{"chosen": dialogue, "rejected": '
@@ -271,14 +271,14 @@ def parse_arguments():
     parser = Parser(__doc__)
     parser.add_argument("--subset", default="harmless-base", choices=SUBSETS)
     parser.add_argument("--source", default="", help="a folder or file here; empty: download")
-    parser.add_argument("--train", type=value_of(int), default=2000,
+    parser.add_argument("--train", type=value_of(int, "[1, inf)"), default=2000,
                         help="comparisons of a single file that are for training")
-    parser.add_argument("--part", type=value_of(int), default=0,
+    parser.add_argument("--part", type=value_of(int, "[0, inf)"), default=0,
                         help="which of the others are held out")
     parser.add_argument("--vocab", default="2048", help="gpt2, or the size of one of its own")
-    parser.add_argument("--block", type=value_of(int), default=128,
+    parser.add_argument("--block", type=value_of(int, "[1, inf)"), default=128,
                         help="longest sequence in tokens: the block of the --size to be trained")
-    parser.add_argument("--answer", type=value_of(int), default=48,
+    parser.add_argument("--answer", type=value_of(int, "[1, inf)"), default=48,
                         help="how many of these are kept for an answer; longer ones are cut")
     last = os.path.join(HERE, "prepare.json")
     given = sys.argv[1:] or (read_json(last) if os.path.exists(last) else [])

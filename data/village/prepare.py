@@ -14,7 +14,6 @@ import os
 import random
 import sys
 from argparse import BooleanOptionalAction
-from collections import Counter
 
 from tqdm import tqdm
 
@@ -326,20 +325,14 @@ def prompts(rng, n, split, shares):
 # ---- files ----
 
 def train_vocab(seed):
-    """Train the vocabulary with tiktoken's own trainer, on the different words of the text.
-
-    A word counts a little more if it is frequent.
-    """
-    import regex
+    """Train the vocabulary on the text. The one in the folder is of another trainer."""
     rng = random.Random(seed)
-    text = " " + " ".join(documents(rng, 6000))
+    text = " ".join(documents(rng, 6000))
     for name, kind in KINDS.items():
         for _ in range(200):
             prompt, slots = ask(name, rng)
             text += " " + prompt.replace("|", "") + " " + kind.good(slots, rng)
-    counts = Counter(regex.findall(PATTERN, text))
-    sample = [word for word, n in sorted(counts.items()) for _ in range(1 + int(n ** 0.35))]
-    prepare.train_vocab(HERE, "".join(sample), PATTERN, VOCAB_SIZE, PATTERN)
+    prepare.train_vocab(HERE, prepare.count_words([text], PATTERN), VOCAB_SIZE, PATTERN)
 
 
 def encode(document, vocab):
@@ -356,14 +349,15 @@ def write_text(rng, number, vocab):
 
 def main():
     parser = Parser(__doc__)
-    parser.add_argument("--seed", type=value_of(int), default=1337,
+    parser.add_argument("--seed", type=value_of(int, "[0, 1e13]"), default=1337,
                         help="of the text; the village itself is always the same")
-    parser.add_argument("--documents", type=value_of(int), default=60_000,
+    parser.add_argument("--documents", type=value_of(int, "[1, inf)"), default=60_000,
                         help="of pretraining text")
-    parser.add_argument("--demonstrations", type=value_of(int), default=30_000)
-    parser.add_argument("--prompts", type=value_of(int), default=12_000,
+    parser.add_argument("--demonstrations", type=value_of(int, "[1, inf)"), default=30_000)
+    parser.add_argument("--prompts", type=value_of(int, "[1, inf)"), default=12_000,
                         help="training prompts for reward model and PPO")
-    parser.add_argument("--heldout", type=value_of(int), default=2_200, help="held-out prompts")
+    parser.add_argument("--heldout", type=value_of(int, "[1, inf)"), default=2_200,
+                        help="held-out prompts")
     parser.add_argument("--train_vocab", action=BooleanOptionalAction, default=False,
                         help="train the vocabulary again (it is kept in the folder)")
     args = parser.parse_args()
