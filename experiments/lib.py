@@ -7,6 +7,7 @@ writes experiments/<name>.csv and .png. --quick shows in seconds that a script w
 out/quick, with a model of 30 thousand parameters, and its results mean nothing.
 """
 
+import collections
 import csv
 import os
 import sys
@@ -36,6 +37,7 @@ QUICK = {
     "ppo": ["--iterations=2", "--episodes=16", "--minibatches=2", "--eval_every=1"],
 }
 lock = threading.Lock()
+folder_locks = collections.defaultdict(threading.Lock)
 
 
 def arguments(doc, seeds, *flags):
@@ -112,8 +114,9 @@ def checkpoints(args, seed, upto="reward"):
     with lock:
         stage(args, "pretrain", os.path.dirname(base), 1337)
     names = ("sft", "reward", "ppo")
-    for name in names[: 1 + names.index(upto)]:
-        stage(args, name, out, seed)
+    with folder_locks[out]:  # jobs side by side want the same ones
+        for name in names[: 1 + names.index(upto)]:
+            stage(args, name, out, seed)
     return out
 
 
