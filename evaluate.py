@@ -139,12 +139,12 @@ def print_table(summary, names, config, n):
                                          f"±{summary[name]['ci'][key]:5.3f}" for name in names))
 
 
-def print_kinds(summary, names, unseen):
+def print_kinds(summary, names, unseen, score_name):
     kinds = summary["sft"]["by_kind"]
     if len(kinds) < 2:
         return
     note = " (* never demonstrated)" if unseen else ""
-    print(f"\ngold score by kind of instruction{note}")
+    print(f"\n{score_name} by kind of instruction{note}")
     for kind in sorted(kinds, key=lambda kind: (kind in unseen, kind)):
         star = "*" * (kind in unseen)
         print(f"{kind + star:15s}" + "".join(f"{summary[name]['by_kind'][kind]:9.3f}       "
@@ -275,7 +275,8 @@ def main():
         summary["demonstrators"] = {"gold": mean, "ci": {"gold": ci}}
         print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on all "
               f"{len(shown):,} demonstrations")
-    print_kinds(summary, names, {row.get("kind", "all") for row in unseen})
+    print_kinds(summary, names, {row.get("kind", "all") for row in unseen},
+                "gold score" if judge else score_name)
     print_samples(sampled, marks, rows, n, run)
     if len(stages) > 2:     # summary.json and curves.png are of a whole run
         write_results(summary, number, run)
