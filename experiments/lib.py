@@ -89,16 +89,17 @@ def stage(args, name, out, seed, *flags, patch=""):
     patch: Python that is run before main(), e.g. "ppo.masked_whiten = lambda x, mask: x".
     The table after PPO is left out. Raises RuntimeError if the stage fails.
     """
-    unfinished = os.path.exists(os.path.join(out, name + ".resume.pt"))
-    if os.path.exists(os.path.join(out, name + ".pt")) and not unfinished:
-        return
-    os.makedirs(out, exist_ok=True)
-    base = [] if name == "pretrain" else [f"--base={base_of(args)}"]
-    quick = ["--size=smoke", *QUICK[name]] if args.quick else []
-    flags = [f"--seed={seed}", f"--out={out}", *base, *quick, *flags]
-    code = START.format(name=name, patch=patch)
-    if run_script(["-c", code, *flags], os.path.join(out, "log.txt")):
-        raise RuntimeError(f"{name}.py failed; its message is in {out}/log.txt")
+    with folder_locks[out]:  # jobs side by side may want the same stage
+        unfinished = os.path.exists(os.path.join(out, name + ".resume.pt"))
+        if os.path.exists(os.path.join(out, name + ".pt")) and not unfinished:
+            return
+        os.makedirs(out, exist_ok=True)
+        base = [] if name == "pretrain" else [f"--base={base_of(args)}"]
+        quick = ["--size=smoke", *QUICK[name]] if args.quick else []
+        flags = [f"--seed={seed}", f"--out={out}", *base, *quick, *flags]
+        code = START.format(name=name, patch=patch)
+        if run_script(["-c", code, *flags], os.path.join(out, "log.txt")):
+            raise RuntimeError(f"{name}.py failed; its message is in {out}/log.txt")
 
 
 def base_of(args):
@@ -114,9 +115,8 @@ def checkpoints(args, seed, upto="reward"):
     with lock:
         stage(args, "pretrain", os.path.dirname(base), 1337)
     names = ("sft", "reward", "ppo")
-    with folder_locks[out]:  # jobs side by side want the same ones
-        for name in names[: 1 + names.index(upto)]:
-            stage(args, name, out, seed)
+    for name in names[: 1 + names.index(upto)]:
+        stage(args, name, out, seed)
     return out
 
 
