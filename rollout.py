@@ -9,9 +9,10 @@ import torch
 
 import sampling
 from common import by_length, generator, pad, response_mask, round_up
-from data import UserError, read_heldout, read_jsonl
+from data import read_heldout, read_jsonl
 from model import at_last_token
 from plumbing.device import to_device
+from plumbing.inputs import check_room
 from plumbing.processes import all_gather, all_reduce, shard
 
 
@@ -60,10 +61,7 @@ def read_prompts(run, room):
     Raises UserError if one has more than `room` tokens, or evaluate.py would have no prompt left.
     """
     path = os.path.join(run.folder, "prompts.jsonl")
-    longest = max(len(run.vocab.prompt(row["prompt"])) for row in read_jsonl(path, ["prompt"]))
-    if longest > room:
-        raise UserError(f"{path}: the longest prompt has {longest} tokens, there is room for {room}"
-                        f": shorten it, lower --max_new_tokens or take a larger --size")
+    check_room(path, read_jsonl(path, ["prompt"]), run.vocab, room)
     read_heldout(path, ["prompt"], final=True)
     heldout = read_heldout(path, ["prompt"])
     order = torch.randperm(len(heldout), generator=generator(run.config.seed, "heldout"))
