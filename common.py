@@ -102,8 +102,8 @@ def cosine(step, steps, warmup=0, floor=0.1):
     """The factor on the learning rate: linear warm-up, then half a cosine down to `floor`."""
     if step < warmup:
         return (step + 1) / warmup
-    t = (step - warmup) / max(1, steps - warmup)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, t)))
+    t = (step - warmup) / (steps - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * t))
 
 
 def update(model, optimizer, lr, clip=1.0):

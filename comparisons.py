@@ -27,6 +27,8 @@ def sample_answers(model, prompts, run, k, label, temperature=1.0):
 
     label: names the progress bar and the noise.
     """
+    if not k:
+        return [[] for _ in prompts]
     rows = [i for i in range(len(prompts)) for _ in range(k)]
     chunks = by_length([len(prompts[i]) for i in rows], 512)
     my_chunks, sampled = shard(list(enumerate(chunks))), []
@@ -74,6 +76,7 @@ def sampled_comparisons(run, judge, sources, n=1):
     path = os.path.join(config.out, in_round("comparisons", n) + ".jsonl")
     is_earlier = n < config.round
     source = "prompts.jsonl" if "judge" in sources else "demonstrations.jsonl"
+    # the policy's hash, then the settings
     made_by = " ".join(map(str, [
         run.parents[policy]["hash"], config.prompts, config.heldout, config.answers,
         config.max_new_tokens, sources, config.seed,
@@ -128,7 +131,8 @@ def compare_answers(model, run, judge, sources, n, split):
             rng = random.Random(in_round(f"{config.seed} {split} {i}", n))
             labeler = rng.randrange(judge.LABELERS)
             ranks = judge.rank(row["prompt"], responses, labeler, rng)
-            gold = [judge.gold(row["prompt"], r)["gold"] for r in responses]    # never to train
+            # for the ceiling of reward.py's accuracy, never to train
+            gold = [judge.gold(row["prompt"], r)["gold"] for r in responses]
             more = {"labeler": labeler, "gold": gold}
         else:
             room = model.config.block_size - len(prompts[i])

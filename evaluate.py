@@ -265,8 +265,8 @@ def main():
         summary[name] = summarize(marks[name], rows, n, text_loss)
     points = {name: [m["points"] for m in marks[name][:n]] for name in names}
     for name, column in summary.items():
-        won, column["ci"]["win_vs_sft"] = mean_ci(wins(points[name], points["sft"]))
-        column["win_vs_sft"] = won
+        share = mean_ci(wins(points[name], points["sft"]))
+        column["win_vs_sft"], column["ci"]["win_vs_sft"] = share
 
     print_table(summary, names, config, n)
     if judge:

@@ -2,7 +2,7 @@
 The networks: GPT, and the same network with one number per position in place of the vocabulary.
 
 GPT-2's architecture (Radford et al. 2019): pre-LayerNorm decoder blocks, learned absolute position
-embeddings, tanh-GELU, and an unembedding that is the token embedding itself. ScalarGPT is the
+embeddings, GELU, and an unembedding that is the token embedding itself. ScalarGPT is the
 reward model and the critic (Ouyang et al. 2022, section 3.5).
 
 Left out: an attention mask in training. Batches are right-padded, so in a causal model no real
@@ -29,6 +29,7 @@ class GPTConfig:
     n_embd: int = 128
     dropout: float = 0.0     # on embeddings and on both residual branches
     bias: bool = True        # in Linear and LayerNorm; GPT-2 has them
+    gelu: str = "tanh"       # GPT-2's approximation; "none", the exact one, is faster on a CPU
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -52,8 +53,8 @@ SIZES = {
 
 def config_for(size, vocab_size):
     """GPTConfig of a named size."""
-    n_layer, n_head, n_embd, block_size = SIZES[size]
-    return GPTConfig(block_size, vocab_size, n_layer, n_head, n_embd)
+    *shape, block_size = SIZES[size]
+    return GPTConfig(block_size, vocab_size, *shape, gelu="none")
 
 
 def plain_attention(q, k, v, attn_mask=None):
@@ -85,7 +86,7 @@ class Block(nn.Module):
 
     def __init__(self, c):
         super().__init__()
-        self.n_head, self.dropout = c.n_head, c.dropout
+        self.n_head, self.dropout, self.gelu = c.n_head, c.dropout, c.gelu
         self.ln_1 = nn.LayerNorm(c.n_embd, bias=c.bias)
         self.qkv = nn.Linear(c.n_embd, 3 * c.n_embd, bias=c.bias)   # three maps in one product
         self.attn_proj = nn.Linear(c.n_embd, c.n_embd, bias=c.bias)
@@ -93,17 +94,19 @@ class Block(nn.Module):
         self.mlp_fc = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
         self.mlp_proj = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
 
-    def forward(self, x, cache=None, attn_mask=None):
-        """x (B, T, C) → (B, T, C). cache: earlier keys and values, see sampling.py."""
+    def forward(self, x, cache=None, attn_mask=None, start=0):
+        """x (B, T, C) → (B, T − start, C). cache: earlier keys and values, see sampling.py."""
         B, T, C = x.shape
         q, k, v = self.qkv(self.ln_1(x)).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # hs = C / nh
+        q, x = q[:, :, start:], x[:, start:]
+        attn_mask = attn_mask[..., start:, :] if attn_mask is not None else None
         if cache is not None:
             k, v = cache.append(k, v)
-        y = attention(q, k, v, attn_mask)                           # (B, nh, T, hs)
-        y = self.attn_proj(y.transpose(1, 2).reshape(B, T, C))
+        y = attention(q, k, v, attn_mask)                           # (B, nh, T − start, hs)
+        y = self.attn_proj(y.transpose(1, 2).reshape(x.shape))
         x = x + F.dropout(y, self.dropout, self.training)
-        y = self.mlp_proj(F.gelu(self.mlp_fc(self.ln_2(x)), approximate="tanh"))
+        y = self.mlp_proj(F.gelu(self.mlp_fc(self.ln_2(x)), approximate=self.gelu))
         return x + F.dropout(y, self.dropout, self.training)
 
 
@@ -143,9 +146,10 @@ class Trunk(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.compute_dtype)
 
-    def hidden(self, tokens, positions=None, caches=None, attn_mask=None):
-        """tokens (B, T) int64 → (B, T, C). Raises ValueError if T exceeds the block.
+    def hidden(self, tokens, positions=None, caches=None, attn_mask=None, start=0):
+        """tokens (B, T) int64 → (B, T − start, C). Raises ValueError if T exceeds the block.
 
+        start: the first position that is wanted. The last block leaves out those before it.
         For sampling.py: positions (B, T), a cache for each block, attn_mask (B, 1, T, S).
         """
         T, longest = tokens.size(1), self.config.block_size
@@ -154,10 +158,10 @@ class Trunk(nn.Module):
                 raise ValueError(f"a sequence of {T} tokens does not fit the block of {longest}")
             positions = torch.arange(T, device=tokens.device)
         with self.autocast():
-            x = self.wte(tokens) + self.wpe(positions)
-            x = F.dropout(x, self.dropout, self.training)
+            x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
             for i, block in enumerate(self.blocks):
-                x = block(x, caches[i] if caches else None, attn_mask)
+                first = start if i == len(self.blocks) - 1 else 0
+                x = block(x, caches[i] if caches else None, attn_mask, first)
             return self.ln_f(x)
 
     def set_dropout(self, p):
@@ -239,17 +243,17 @@ class ScalarGPT(Trunk):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(()))      # subtracted, see reward.py
 
-    def forward(self, tokens):
-        """tokens (B, T) → (B, T) float32: a number about the sequence up to each token."""
-        x = self.hidden(tokens)
+    def forward(self, tokens, start=0):
+        """tokens (B, T) → (B, T) float32: of the sequence up to each token, 0 before `start`."""
+        x = self.hidden(tokens, start=start)
         with torch.autocast(x.device.type, enabled=False):      # in bf16 many scores would tie
-            return self.head(x.float()).squeeze(-1) - self.shift
+            return F.pad(self.head(x.float()).squeeze(-1) - self.shift, (start, 0))
 
     def score(self, tokens, lengths):
         """tokens (B, T) right-padded, lengths (B,) → (B,): the number at the last real token."""
         if (lengths < 1).any() or (lengths > tokens.size(1)).any():
             raise ValueError(f"lengths must lie in 1..{tokens.size(1)}, got {lengths.tolist()}")
-        return at_last_token(self(tokens), lengths)
+        return at_last_token(self(tokens, int(lengths.min()) - 1), lengths)
 
     @classmethod
     def from_gpt(cls, gpt):

@@ -40,12 +40,12 @@ from plumbing.processes import all_reduce
 from plumbing.run import eval_line, evaluate_run, open_run, progress_bar
 from plumbing.stages import in_round, policy_before, rounds_before
 from pretrain import lm_backward
-from rollout import in_chunks, read_prompts, sample_rollout, scorer
+from rollout import first_state, in_chunks, read_prompts, sample_rollout, scorer
 
 
 @dataclass
 class Config(Common):
-    iterations: int = flag(60, "of rollout and update", "[1, inf)")
+    iterations: int = flag(40, "of rollout and update", "[1, inf)")
     episodes: int = flag(256, "answers per iteration", "[1, inf)")
     minibatches: int = flag(4, "optimiser steps per epoch", "[1, inf)")
     ppo_epochs: int = flag(1, "passes over a rollout; the paper has 1", "[1, inf)")
@@ -64,7 +64,7 @@ class Config(Common):
     top_p: float = flag(1.0, "refused, likewise", "(0, 1]")
     ptx_coef: float = flag(1.0, "γ of eq. 2, on the mean loss; the paper prints 27.8", "[0, inf)")
     ptx_ratio: float = flag(0.125, "windows of text per episode; the paper has 8", "[0, inf)")
-    ema: float = flag(0.992, "of the policy's weights, at every optimiser step", "[0, 1)")
+    ema: float = flag(0.95, "of the policy's weights, each step; the paper has 0.992", "[0, 1)")
     eval_every: int = flag(10, "iterations between measurements on held-out prompts", "[1, inf)")
     reward: str = flag("", "module:function or file.py:function, in place of the reward model")
     round: int = flag(1, "from 2 on: go on from the round before", "[1, inf)")
@@ -175,14 +175,11 @@ def forward_logprobs(model, tokens, mask, temperature=1.0):
 
     Logits, the largest tensors there are, are made for the tokens of the mask alone.
     """
-    wanted = (mask[:, 1:] != 0).flatten().nonzero().squeeze(1)                  # (n,)
-    x = model.hidden(tokens)[:, :-1].flatten(0, 1).index_select(0, wanted)      # (n, C)
-    targets = tokens[:, 1:].flatten().index_select(0, wanted)                   # (n,)
-    # (n, V); one row too many: a product of another size rounds differently, and changes results
-    logits = model.unembed(torch.cat([x, x[:1]]))[:-1]
-    chosen = chosen_logprobs(logits, targets, temperature)
-    out = torch.zeros(mask[:, 1:].shape, dtype=chosen.dtype, device=chosen.device)
-    return F.pad(out.flatten().index_copy(0, wanted, chosen).view_as(out), (1, 0))
+    start = first_state(mask)
+    wanted = mask[:, start + 1:] != 0
+    x = model.hidden(tokens, start=start)[:, :-1][wanted]                   # (n, C)
+    chosen = chosen_logprobs(model.unembed(x), tokens[:, start + 1:][wanted], temperature)  # (n,)
+    return F.pad(chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen), (start + 1, 0))
 
 
 def rollout_logprobs(model, rollout, size, temperature=1.0):
@@ -191,9 +188,10 @@ def rollout_logprobs(model, rollout, size, temperature=1.0):
                      rollout, size)
 
 
-def forward_values(critic, tokens):
-    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1."""
-    return F.pad(critic(tokens)[:, :-1], (1, 0))
+def forward_values(critic, tokens, start=0):
+    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1,
+    from the state at `start` on."""
+    return F.pad(critic(tokens, start)[:, :-1], (1, 0))
 
 
 STATS = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg",
@@ -206,12 +204,10 @@ def ppo_backward(policy, critic, mb, config):
     max_logratio = stats.new_zeros(())
     for micro in micro_batches(mb, config.micro_batch_size):
         mask, weight = micro.mask, micro.mask.sum() / mb.mask.sum()
-
         logprobs = forward_logprobs(policy, micro.tokens, mask, config.temperature)
         pg_loss = policy_loss(logprobs, micro.logprobs, micro.advantages, mask, config.clip)
         (pg_loss * weight).backward()
-
-        values = forward_values(critic, micro.tokens)
+        values = forward_values(critic, micro.tokens, first_state(mask))
         v_loss = value_loss(values, micro.values, micro.returns, mask, config.value_clip)
         (v_loss * weight).backward()
 
@@ -315,8 +311,8 @@ def main():
         with timed("logprobs"):
             rollout.logprobs, rollout.ref_logprobs = (rollout_logprobs(
                 model, rollout, chunk_size, config.temperature) for model in (policy, reference))
-            rollout.values = in_chunks(lambda chunk: forward_values(critic, chunk.tokens), rollout,
-                                       chunk_size)
+            rollout.values = in_chunks(lambda chunk: forward_values(
+                critic, chunk.tokens, first_state(chunk.mask)), rollout, chunk_size)
 
         # 4. rewards and advantages; returns come before whitening
         rewards = kl_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, beta)

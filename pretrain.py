@@ -4,7 +4,7 @@ Stage 0: pretraining. Raw text in, a base model out, by next-token cross-entropy
     python pretrain.py                    # about three minutes on two CPU cores
     python pretrain.py --steps=400        # a base model that knows less
 
-Windows begin where a document begins. So a prompt at position 0 looks like the training text.
+Windows of text begin at random tokens; where documents are short, mostly where one begins.
 Left out: several files of text, sharded weights and optimiser states.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
@@ -40,15 +40,18 @@ SMOKE = {"steps": 30, "batch": 8, "warmup": 5, "eval_every": 30}
 
 
 def lm_loss(logits, tokens):
-    """logits (B, T, V), tokens (B, T) → mean of −log p(token t+1 | tokens up to t), in nats."""
-    return F.cross_entropy(to_float32(logits[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    """Mean of −log p(token t + 1 | tokens up to t), in nats.
+
+    logits (B, T − 1, V) of all tokens (B, T) but the last, which is only predicted.
+    """
+    return F.cross_entropy(to_float32(logits).flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def lm_backward(model, windows, micro_batch_size, coef=1.0):
     """Add the gradient of coef × lm_loss on windows of text (B, T) → the loss."""
     loss = torch.zeros((), device=windows.device)
     for micro in micro_batches(windows, micro_batch_size):
-        micro_loss = lm_loss(model(micro), micro) * len(micro) / len(windows)
+        micro_loss = lm_loss(model(micro[:, :-1]), micro) * len(micro) / len(windows)
         (coef * micro_loss).backward()
         loss += micro_loss.detach()
     return all_reduce(loss)
@@ -88,9 +91,10 @@ def main():
     run.compile(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
     text, heldout = read_texts(run, model.config.block_size)
+    n_windows = config.steps * config.batch
     print(f"{model.n_params():,} parameters ({model.n_params(embeddings=False):,} without "
           f"embeddings) on {run.device} in {run.dtype}, {len(text.tokens):,} tokens of text, "
-          f"{config.steps * config.batch * text.block:,} to train on")
+          f"{n_windows * text.block:,} to train on: {text.share_seen(n_windows):.1%} of the text")
 
     first = run.resume(model=model, optimizer=optimizer)
     progress = progress_bar(config.steps, first, "pretrain")

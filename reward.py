@@ -44,7 +44,7 @@ class Config(Common):
     fold: str = flag("auto", "half of the comparisons to train on: 1, 2 or all; auto: all with a "
                              "judge, else 1")
     round: int = flag(1, "from 2 on: adds comparisons of the round before's policy", "[1, inf)")
-    epochs: int = flag(1, "more overfit, the paper says", "[1, inf)")
+    epochs: int = flag(1, "over the comparisons; more overfit, the paper says", "[1, inf)")
     batch: int = flag(16, "prompts per step, with all their pairs", "[1, inf)")
     micro_batch_size: int = flag(0, "prompts in a forward pass; 0: the batch", "[0, inf)")
     lr: float = flag(6e-4, "peak learning rate: cosine to a tenth", "(0, inf)")
@@ -71,13 +71,11 @@ def ranking_loss(scores, ranks):
 
 def better_pairs(ranks):
     """ranks (B, K) → (B, K, K) bool: the row's answer was ranked above the column's."""
-    real = ranks > 0
-    return (ranks[:, :, None] < ranks[:, None, :]) & real[:, :, None] & real[:, None, :]
+    return (ranks[:, :, None] > 0) & (ranks[:, :, None] < ranks[:, None, :])
 
 
 def ordered_right(scores, ranks):
-    """Pairs that the scores order as the ranks do, equal scores counting half → (right, all) (B,).
-    """
+    """Pairs that the scores order as the ranks do, equal scores half → (right, all), both (B,)."""
     better = better_pairs(ranks)
     margin = scores[:, :, None] - scores[:, None, :]
     right = torch.where(better, (margin > 0).float() + 0.5 * (margin == 0), 0.0)
@@ -104,7 +102,8 @@ def scores_of(model, items, vocab):
     """Scores (B, K) of comparisons, each answer once through the network, and ranks (B, K)."""
     found = score_sequences(model, [a for answers, _, _ in items for a in answers], vocab)
     ranks = to_device(pad_numbers([ranks for _, ranks, _ in items]), model.device)
-    return torch.zeros(ranks.shape, device=model.device).masked_scatter(ranks > 0, found), ranks
+    scores = torch.zeros(ranks.shape, device=model.device)
+    return scores.masked_scatter(ranks > 0, found), ranks       # row by row into the real slots
 
 
 def reward_backward(model, items, vocab, micro_batch_size):
@@ -129,7 +128,7 @@ def heldout_accuracy(model, items, vocab):
     gold score itself, on the items that have one; None without.
     """
     model.eval()
-    right, pairs, gold_counts, loss = [], [], [], 0.0
+    right, pairs, loss, gold_right, gold_pairs = [], [], 0.0, 0, 0
     for start in range(0, len(items), 64):
         part = items[start:start + 64]
         scores, ranks = (x.cpu() for x in scores_of(model, part, vocab))
@@ -139,9 +138,10 @@ def heldout_accuracy(model, items, vocab):
         pairs += n_pairs.tolist()
         if known := [(ranks, gold) for _, ranks, gold in part if gold]:
             known_ranks, golds = (pad_numbers(rows) for rows in zip(*known))
-            gold_counts.append([n.sum().item() for n in ordered_right(golds, known_ranks)])
+            n_right, n_pairs = ordered_right(golds, known_ranks)
+            gold_right += n_right.sum().item()
+            gold_pairs += n_pairs.sum().item()
     accuracy, ci = share_of_pairs(right, pairs)
-    gold_right, gold_pairs = map(sum, zip(*gold_counts)) if gold_counts else (0, 0)
     return {"accuracy": accuracy, "accuracy_ci": ci, "loss": loss, "pairs": sum(pairs),
             "ceiling": gold_right / gold_pairs if gold_pairs else None}
 

@@ -77,6 +77,11 @@ def sample_rollout(policy, prompts, config, vocab, rng):
     return Rollout.of(prompts, responses, vocab, policy)
 
 
+def first_state(mask):
+    """mask (B, T) → the column of the first state in which one of its tokens is chosen."""
+    return max(0, int((mask != 0).any(0).int().argmax()) - 1)
+
+
 @torch.no_grad()
 def in_chunks(function, rollout, size):
     """Apply `function` to `size` rows of similar length at a time → (B, T), 0 beyond their ends.
@@ -93,7 +98,8 @@ def in_chunks(function, rollout, size):
 
 def reward_scores(reward_model, rollout, size):
     """The reward model's scores (B,), at the last token of each answer."""
-    outputs = in_chunks(lambda chunk: reward_model(chunk.tokens), rollout, size)
+    outputs = in_chunks(lambda chunk: reward_model(chunk.tokens, int(chunk.lengths.min()) - 1),
+                        rollout, size)
     return at_last_token(outputs, rollout.lengths)
 
 

@@ -36,9 +36,9 @@ from pretrain import lm_backward
 @dataclass
 class Config(Common):
     epochs: int = flag(2, "passes over the demonstrations", "[1, inf)")
-    batch: int = flag(32, "demonstrations per step", "[1, inf)")
+    batch: int = flag(64, "demonstrations per step", "[1, inf)")
     micro_batch_size: int = flag(0, "rows in a forward pass; 0: the whole batch", "[0, inf)")
-    lr: float = flag(1e-3, "peak learning rate: cosine to a tenth, no warm-up", "(0, inf)")
+    lr: float = flag(1.4e-3, "peak learning rate: cosine to a tenth, no warm-up", "(0, inf)")
     weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
     dropout: float = flag(0.0, "on embeddings and residual branches; the paper has 0.2", "[0, 1)")
     pretrain_mix: float = flag(0.1, "windows of pretraining text a demonstration", "[0, inf)")
@@ -46,7 +46,7 @@ class Config(Common):
     demonstrations: int = flag(0, "use only so many; 0 is all", "[0, inf)")
 
 
-SMOKE = {"epochs": 1, "demonstrations": 640}
+SMOKE = {"epochs": 1, "batch": 32, "demonstrations": 640}
 
 
 def sft_loss(logits, tokens, mask):
@@ -145,8 +145,7 @@ def main():
     model.set_dropout(config.dropout)
     run.compile(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
-    block = model.config.block_size
-    text, heldout_text = read_texts(run, block)
+    text, heldout_text = read_texts(run, model.config.block_size)
 
     path = os.path.join(run.folder, "demonstrations.jsonl")
     rows = read_jsonl(path, ["prompt", "response"], "train")
@@ -157,11 +156,6 @@ def main():
     train = encode_demonstrations(rows[:config.demonstrations or len(rows)], vocab)
     heldout = encode_demonstrations(heldout_rows, vocab)
     lengths = [len(tokens) for tokens, _ in train]
-    longest, n_prompt = max(train + heldout, key=lambda example: len(example[0]))
-    if len(longest) > block:
-        raise UserError(f"{path}: a demonstration has {len(longest)} tokens, the block {block}: "
-                        f"shorten it or take a larger --size "
-                        f"(prompt: {vocab.decode(longest[:n_prompt])[:60]})")
     batches_per_epoch = math.ceil(len(train) / config.batch)
     steps = batches_per_epoch * config.epochs
     mean_batch_tokens = response_tokens(train) / batches_per_epoch

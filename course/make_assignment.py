@@ -65,15 +65,17 @@ TASKS = {
     "prefill": Task(
         """
         Let the prompts end at the same column, PADs on the left, at which no token may look, and
-        give each token the position that it would have alone. Run equal prompts once. `decode`
-        needs a Batch, with a Cache (of `width` columns) for each block.
+        give each token the position that it would have alone. Run equal prompts once; of the last
+        block only the last column is wanted. `decode` needs a Batch, with one_token of each block
+        and a Cache (of `width` columns) for it.
         """
     ),
     "Batch.step": Task(
         """
-        `hidden` takes one new token a row, its position, the caches, each with its `column` set
-        (a slice, or the tensor itself when the step is recorded), and a mask to add: see
-        to_additive. Then `sample`, with the column of noise that belongs to t.
+        Embed one new token a row at its position. Each of `blocks` takes what the one before it
+        gave, its cache with its `column` set (a slice, or the tensor itself when the step is
+        recorded), and a mask (B, 1, width) to add: see to_additive. Then the last LayerNorm, and
+        `sample` with the column of noise that belongs to t.
         """
     ),
     "sampling.decode": Task(
@@ -81,8 +83,8 @@ TASKS = {
         Row i takes its noise at step t from noise[i, t]. Start with prefill, go on with
         Batch.step. `going` says which rows had no `eos` before the token. In eval mode, and in the
         mode that it was called in afterwards, whatever happens. Stop when all rows are done; drop
-        finished rows when they are more than half. Grow the caches when they are full. CUDA graphs
-        are not asked for.
+        finished rows when they are more than a quarter. Grow the caches when they are full. CUDA
+        graphs are not asked for.
         """
     ),
     "ppo_backward": Task(
@@ -180,12 +182,16 @@ def stubs():
     return texts
 
 
-def copy_project(folder, *left_out):
-    """The project's files, but not what a run made of them, nor what is the instructor's."""
+def check_new(folder):
+    """Exits with a sentence unless a copy can be written there."""
     if os.path.exists(folder) and (not os.path.isdir(folder) or os.listdir(folder)):
         sys.exit(f"error: {folder} is there already and not empty: give a new folder")
     if os.path.commonpath([ROOT, os.path.abspath(folder)]) == ROOT:
         sys.exit(f"error: {folder} is in the project itself: give a folder outside of {ROOT}")
+
+
+def copy_project(folder, *left_out):
+    """The project's files, but not what a run made of them, nor what is the instructor's."""
 
     def ignored(home, names):
         inside = os.path.relpath(home, ROOT).replace(os.sep, "/").removeprefix(".")
@@ -281,6 +287,7 @@ def handout():
 
 def make(folder):
     """Write a student's copy."""
+    check_new(folder)
     there = files_of_tests(TESTS)
     for name in EXERCISES:
         if gone := [test for test in tests_of(name) if test.split("[")[0] not in there]:
@@ -298,6 +305,7 @@ def make(folder):
 
 def make_hunt(folder, n, seed):
     """Write a copy with n bugs in it."""
+    check_new(folder)
     _, texts = hunt.draw(n, seed)
     copy_project(folder, "tests")
     for file, text in texts.items():

@@ -265,6 +265,8 @@ def tokens_up_to(rng, most, V):
 def check_generate(code, rng):
     V, steps = integer(rng, 7, 12), 12
     model = small(code("GPT"), code("GPTConfig")(24, V, 2, 2, 16), rng).double()
+    # masks in float64 too: with AVX2, torch's attention kernel misreads one of another dtype
+    model.compute_dtype, model.autocast = torch.float64, contextlib.nullcontext
     prompts = [tokens_up_to(rng, 9, V) for _ in range(integer(rng, 3, 7))]
     temperature, eos, seed = number(rng, 0.7, 1.3), integer(rng, 0, V - 1), integer(rng, 0, 2**31)
     noise = torch.rand(len(prompts), steps, generator=torch.Generator().manual_seed(seed)).tolist()
@@ -412,7 +414,7 @@ def check_forward_values(code, rng):
     tokens = torch.randint(9, shape(rng), generator=rng)
     outputs = randn(rng, *tokens.shape)
     want = torch.tensor([[0.0, *row[:-1]] for row in outputs.tolist()], dtype=torch.float64)
-    same(code("forward_values")(lambda x: outputs, tokens), want, "values")
+    same(code("forward_values")(lambda x, start: outputs, tokens), want, "values")
 
 
 def check_response_mask(code, rng):

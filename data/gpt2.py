@@ -96,7 +96,7 @@ CONFIG_NAMES = {"block_size": "n_positions", "vocab_size": "vocab_size", "n_laye
 
 # keys of config.json that change what is computed, and the values with which it is our model
 ARITHMETIC = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "layer_norm_epsilon": (1e-5,),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu"), "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,), "scale_attn_by_inverse_layer_idx": (False,),
     "tie_word_embeddings": (True,), "add_cross_attention": (False,),
     "pruned_heads": ({}, None), "quantization_config": (None,)}
@@ -107,7 +107,7 @@ def read_weights(name):
 
     name: a folder with config.json and model.safetensors (or pytorch_model.bin; in one file or in
     several), or gpt2, gpt2-medium, gpt2-large or gpt2-xl, which are downloaded once.
-    config: a dict of block_size, vocab_size, n_layer, n_head and n_embd.
+    config: a dict of block_size, vocab_size, n_layer, n_head, n_embd and gelu.
     Raises FileNotFoundError; UserError if a file is no JSON; ValueError that names what config.json
     has that is not GPT-2's, or the first weight that is missing or has another shape.
     """
@@ -141,7 +141,8 @@ def write_weights(folder, config, weights, vocab=None):
             w = w[:config["vocab_size"]]
         theirs["transformer." + their_name] = (w.t() if transposed else w).contiguous()
     about = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"],
-             "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+             "activation_function": "gelu" if config["gelu"] == "none" else "gelu_new",
+             "layer_norm_epsilon": 1e-5,
              "tie_word_embeddings": True, "n_ctx": config["block_size"]}
     about |= {theirs: config[ours] for ours, theirs in CONFIG_NAMES.items()}
     # left out, these would be 50256 to transformers, whatever the vocabulary
@@ -218,7 +219,8 @@ def read_config(folder):
         if theirs.get(key, values[0]) not in values:
             raise ValueError(f"{path}: {key} is {theirs[key]!r}, GPT-2 has {values[0]!r}: the "
                              f"results would be wrong")
-    return {our_name: theirs[name] for our_name, name in CONFIG_NAMES.items()}
+    gelu = "none" if theirs.get("activation_function") == "gelu" else "tanh"
+    return {our_name: theirs[name] for our_name, name in CONFIG_NAMES.items()} | {"gelu": gelu}
 
 
 def read_tensors(folder):

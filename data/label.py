@@ -182,9 +182,8 @@ def main():
     folder = folder_of(config.data)
     vocab = Vocab(folder)
     device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
-    models = [model_from(load(os.path.join(config.out, stage + ".pt"), stage), device, dtype)
-              for stage in stages]
+    models = [model_from(load(os.path.join(config.out, stage + ".pt"), stage), device,
+                         pick_dtype(config.dtype, device)) for stage in stages]
     prompts_path = os.path.join(folder, "prompts.jsonl")
     rows = read_jsonl(prompts_path, ["prompt"], "train")
     prompts = [row["prompt"] for row in rows]
@@ -209,8 +208,7 @@ def main():
     rankings = [row for row in rankings if "labeler" in row and "responses" in row]
     instructions = __doc__.split("\n\n")[2]
     print(f"{instructions}\n\nRankings go to {path}, as {config.labeler}'s.")
-    rank_prompts(prompts, order.tolist(), answers_to, rankings, path,
-                 config.labeler)
+    rank_prompts(prompts, order.tolist(), answers_to, rankings, path, config.labeler)
 
     mine = [row for row in rankings if row["labeler"] == config.labeler]
     print(f"\n{len(mine)} rankings of {config.labeler}'s are in {path}")

@@ -1,10 +1,10 @@
 """
-What the default run looks like, and how far luck moves it: the logs of ten seeds as bands.
+What the default run looks like, and how far luck moves it: the logs of seeds as bands.
 
     python experiments/bands.py             # bands.csv and bands.png
     python experiments/bands.py --quick     # only draws bands.csv anew
 
-The logs are in out/seeds/seed-1 … seed-10; experiments/seeds.py makes them. Each metric of PPO's
+The logs are in out/seeds/seed-1, seed-2, …; experiments/seeds.py makes them. Each metric of PPO's
 log is averaged over blocks of five iterations (1,280 episodes). experiments/compare.py compares a
 run of yours with the bands.
 """
@@ -20,7 +20,7 @@ from plumbing.command_line import entry
 from plumbing.run import read_log
 
 BLOCK = 1280  # episodes
-# metric: (what it is; the smallest spread of seeds that is believed, since ten can agree by chance)
+# metric: (what it is; the smallest spread of seeds that is believed, since few can agree by chance)
 METRICS = {
     "objective/scores": ("reward-model score, rollouts", 0.02),
     "eval/score": ("reward-model score, held-out prompts", 0.02),
@@ -128,7 +128,7 @@ def draw(bands, path, log=None, label=""):
             mine = blocks(log, metric)
             ax.plot(mine.keys(), mine.values(), color="#d55e00", marker=".", label=label)
         ax.set_title(METRICS[metric][0])
-        ax.set_xticks([0, 5000, 10000, 15000])
+        ax.set_xticks([0, 5000, 10000])
         ax.set_xlabel("episodes")
     for ax in axes.flat[len(bands) :]:
         ax.axis("off")

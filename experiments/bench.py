@@ -267,11 +267,11 @@ def ranking(shape, args):
     optimizer, vocab = adamw(model, 1e-4, 0.1), SimpleNamespace(pad=0)
 
     def ours():
-        reward.reward_backward(model, pairs, vocab, 0)
+        reward.reward_backward(model, pairs, vocab, args.micro_batch_size)
         update(model, optimizer, 1e-4)
 
     flops = 64 * 96 * (train_flops(model, 96) - 6 * model.wte.weight.numel())
-    yield ours_in(args.dtype, args), timed(args.device, ours, 32), flops
+    yield ours_in(args.dtype, args, args.micro_batch_size), timed(args.device, ours, 32), flops
 
     if args.transformers:
         x = torch.tensor([t for tokens, _, _ in pairs for t in tokens], device=args.device)
@@ -478,6 +478,8 @@ def parse_arguments():
     least = "of each contender in each round, at least"
     parser.add_argument("--seconds", type=value_of(float), default=1.5, help=least)
     parser.add_argument("--threads", type=number, default=0, help="0: PyTorch's default")
+    busy = "count CPU seconds, on a machine that others use too; needs --threads=1"
+    parser.add_argument("--cpu_time", action="store_true", help=busy)
     parser.add_argument("--device", default="auto")
     peers = "ours; the others run in this one and in float32"
     parser.add_argument("--dtype", default="auto", help=peers)
@@ -544,15 +546,18 @@ def main():
     args = parse_arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.cpu_time:
+        time.perf_counter = time.process_time  # the stages' Timer reads it too
     torch.set_flush_denormal(True)
     plumbing.cpu.keep_freed_memory()
     on_gpu = args.device.type == "cuda"
     limits = ceilings(args.device, args.dtype)
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
-    found = {"where": where, "torch": torch.__version__, "dtype": name_of(args.dtype)}
+    isa = torch.backends.cpu.get_cpu_capability()
+    found = {"where": where, "torch": torch.__version__, "dtype": name_of(args.dtype), "isa": isa}
     found |= {"ceilings": limits, "work": {}}
     print(
-        f"{where}, torch {torch.__version__}, {name_of(args.dtype)}: "
+        f"{where}, torch {torch.__version__}, {name_of(args.dtype)}, {isa}: "
         f"product {limits['matmul'] / 1e9:,.0f} GFLOP/s, copy {limits['copy'] / 1e9:.1f} GB/s, "
         f"one small operation {limits['launch'] * 1e6:.1f} µs\n"
     )

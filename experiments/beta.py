@@ -4,10 +4,9 @@
     python experiments/beta.py              # β from 0 to 1 and an adaptive one, 3 seeds
     python experiments/beta.py --seeds=5
 
-Writes beta.csv, beta.png and hacked.txt. A run has 30 iterations, half of the default: score and KL
-hardly rise after them. The policy itself is measured, not the average of its weights, which lags
-behind by thirty iterations. Each policy answers 900 held-out prompts once: reward-model score, gold
-score, KL to SFT and entropy (nats an answer), length.
+Writes beta.csv, beta.png and hacked.txt. A run has 30 iterations, the default 40. The policy itself
+is measured, not the average of its weights, which lags behind. Each policy answers 900 held-out
+prompts once: reward-model score, gold score, KL to SFT and entropy (nats an answer), length.
 
 hacked.txt shows reward hacking: answers of a policy that was trained without a KL penalty against a
 reward model of few comparisons (overoptimise.py's), beside SFT's, with the scores of that reward

@@ -1,5 +1,5 @@
 """
-Is a run healthy? Its log against ten healthy ones.
+Is a run healthy? Its log against those of healthy runs.
 
     python experiments/compare.py out/village/ppo.jsonl
     python experiments/compare.py out/village/ppo.jsonl mine.png     # and a figure with the bands

@@ -2,7 +2,7 @@
 Which details of PPO matter: one at a time is turned off, or on where the default does without.
 
     python experiments/details.py               # 30 iterations, 5 seeds: details.csv, details.png
-    python experiments/details.py --seeds=10 --iterations=60
+    python experiments/details.py --seeds=10
 
 Everything else is as in the default run, with the same seeds, so a difference is within a seed: the
 same SFT and reward model, the same prompts, the same noise. The default's own result is read from

@@ -308,7 +308,7 @@ def tests_said(args):
 
 
 def village_gave(args, seconds):
-    """Record what the run on village ended with, beside 13 runs on CPUs (lowest, highest)."""
+    """Record what the run on village ended with, beside runs on CPUs (lowest, highest)."""
     record(args, "village", run_seconds=seconds)
     out, rows, found, far = os.path.join(args.out, "village"), [], {}, []
     for name in ("seeds.csv", "whole.csv"):

@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-from project import ROOT, read_rows, run_script
+from project import ROOT, of_base, read_rows, run_script
 
 import plumbing.cpu
 import numpy as np
@@ -106,14 +106,20 @@ def base_of(args):
     return "out/quick/pretrain.pt" if args.quick else "out/village/pretrain.pt"
 
 
+def make_base(args):
+    base = base_of(args)
+    with lock:
+        stage(args, "pretrain", os.path.dirname(base), 1337)
+    return base
+
+
 def checkpoints(args, seed, upto="reward"):
     """The folder with a seed's sft.pt and reward.pt (and ppo.pt); what is missing is made.
 
     They are those of experiments/seeds.py. All seeds start from one base.
     """
-    base, out = base_of(args), f"out/{'quick' if args.quick else 'seeds'}/seed-{seed}"
-    with lock:
-        stage(args, "pretrain", os.path.dirname(base), 1337)
+    out = f"out/{'quick' if args.quick else 'seeds'}/seed-{seed}"
+    make_base(args)
     names = ("sft", "reward", "ppo")
     for name in names[: 1 + names.index(upto)]:
         stage(args, name, out, seed)
@@ -130,6 +136,11 @@ def variant(source, out, *names):
 
 
 # ---- results ----
+
+
+def base_hash(path):
+    """The first 8 digits of a base's hash, by which rows are told from those of another one."""
+    return load(path)["hash"][:8]
 
 
 def add_rows(path, rows):
@@ -157,13 +168,23 @@ def collect(args, path, jobs, keys):
     jobs: list of (key, function). key is a tuple of the values that the columns `keys` have in the
     rows of this job. function() → a row, or a list of rows, as dicts without the keys, which is
     added to the file as soon as it is there. All jobs have the same columns.
+
+    Each row carries the base's hash, and those of another base don't count. Where there is no base
+    the newest rows are taken, so that a figure can be drawn again without it.
     """
-    done = {tuple(str(row[k]) for k in keys) for row in read_rows(path)}
+    rows, base = read_rows(path), base_of(args)
+    there = os.path.exists(base)
+    of = base_hash(base) if there else rows[-1]["base"] if rows else ""
+    rows = of_base(path, rows, of)
+    done = {tuple(str(row[k]) for k in keys) for row in rows}
 
     def text(key):
         return tuple(str(float(v)) if isinstance(v, (int, float)) else v for v in key)
 
     left = [(key, work) for key, work in jobs if text(key) not in done]
+    if left and not there:
+        make_base(args)
+        return collect(args, path, jobs, keys)
     print(f"{path}: {len(jobs) - len(left)} of {len(jobs)} are there", flush=True)
     failed = []
 
@@ -176,14 +197,14 @@ def collect(args, path, jobs, keys):
             return failed.append(key)
         rows = rows if isinstance(rows, list) else [rows]
         with lock:
-            add_rows(path, [{**dict(zip(keys, key)), **row} for row in rows])
+            add_rows(path, [{"base": of, **dict(zip(keys, key)), **row} for row in rows])
         print(summary_of(key, keys, rows[-1]), flush=True)
 
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(run, left))
     if failed:
         sys.exit(f"{len(failed)} of {len(jobs)} failed; the same command tries them again")
-    return read_rows(path)
+    return [row for row in read_rows(path) if row["base"] == of]
 
 
 # Student's t, 97.5 %, for 1 to 10 degrees of freedom

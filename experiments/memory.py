@@ -33,7 +33,7 @@ def kept(model, tokens, logits):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         hidden = model.hidden(tokens)
         if logits:
-            lm_loss(model.unembed(hidden), tokens)
+            lm_loss(model.unembed(hidden)[:, :-1], tokens)
     return sum(seen.values())
 
 

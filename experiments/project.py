@@ -31,20 +31,33 @@ def read_rows(path):
     if not os.path.exists(path):
         return []
 
-    def value(x):
+    def value(column, x):
         try:
-            return float(x)
+            return x if column == "base" else float(x)  # a hash may look like a number
         except ValueError:
             return x
 
     with open(path, newline="", encoding="utf-8") as f:
-        return [{k: value(v) for k, v in row.items()} for row in csv.DictReader(f)]
+        return [{k: value(k, v) for k, v in row.items()} for row in csv.DictReader(f)]
 
 
-def read_seeds(path):
-    """{seed: {column: number}} of a CSV with a column "seed"; {} if there is none."""
-    rows = [dict(r) for r in read_rows(path)]
-    return {int(r.pop("seed")): r for r in rows}
+def of_base(path, rows, base):
+    """The rows whose runs started from this base (its hash). Others are named, and left out.
+
+    They were made with other data or other settings: together they would be a mean of nothing.
+    """
+    others = [row["base"] or "not known" for row in rows if row["base"] != base]
+    if others:
+        names = ", ".join(sorted(set(others)))
+        print(f"{path}: {len(others)} rows are of another base ({names}) and left out", flush=True)
+    return [row for row in rows if row["base"] == base]
+
+
+def read_seeds(path, base=None):
+    """{seed: {column: number}} of a CSV with a column "seed", of this base or of any."""
+    rows = read_rows(path)
+    rows = rows if base is None else of_base(path, rows, base)
+    return {int(row.pop("seed")): row for row in rows}
 
 
 def write_seeds(path, rows):

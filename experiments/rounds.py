@@ -125,17 +125,19 @@ def main():
     args = parser.parse_args()
     name, measure = ("best_of", best_of_of) if args.best_of else ("rounds", rounds_of)
     path = os.path.join(ROOT, "experiments", name + ".csv")
-    rows, seeds = read_seeds(path), range(args.first, args.first + args.seeds)
+    base = load(args.base)["hash"][:8]
+    rows, seeds = read_seeds(path, base), range(args.first, args.first + args.seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
         made = list(pool.map(lambda seed: make(seed, args), seeds))
     for seed, there in zip(seeds, made):
         if there:
-            rows[seed] = {k: round(v, 4) for k, v in measure(seed, args).items()}
+            found = {k: round(v, 4) for k, v in measure(seed, args).items()}
+            rows[seed] = {"base": base, **found}
             write_seeds(path, rows)
     if not rows:
         sys.exit("no seed finished")
     print(f"\n{len(rows)} seeds{'':20s}    mean   lowest … highest")
-    for k in {k: 0 for r in rows.values() for k in r}:
+    for k in {k: 0 for r in rows.values() for k in r if k != "base"}:
         values = [r[k] for r in rows.values() if k in r]
         values = [x for x in values if x == x]  # a seed may have fewer rounds
         mean = sum(values) / len(values)

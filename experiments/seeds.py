@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from project import ROOT, read_seeds, run_script, write_seeds
 
+from plumbing.checkpoint import load
 from plumbing.command_line import Parser, entry, value_of
 
 STAGES = ("base", "sft", "ppo")
@@ -79,11 +80,13 @@ def main():
     args, args.flags = parser.parse_known_args()
     name = "whole.csv" if args.whole else "seeds.csv"
     path = args.csv or os.path.join(ROOT, "experiments", name)
-    rows, seeds = read_seeds(path), range(args.first, args.first + args.seeds)
+    base = None if args.whole else load(args.base)["hash"][:8]
+    rows, seeds = read_seeds(path, base), range(args.first, args.first + args.seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
         for seed, s in zip(seeds, pool.map(lambda n: run(n, args), seeds)):
             if s is not None:
-                rows[seed] = row_of(s)
+                own = os.path.join(args.out, f"whole-{seed}", "pretrain.pt")
+                rows[seed] = {"base": base or load(own)["hash"][:8], **row_of(s)}
                 write_seeds(path, rows)
     if not rows:
         sys.exit("no seed finished")

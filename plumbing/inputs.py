@@ -1,7 +1,7 @@
 """What is known of a data folder before the first stage starts: whether its lines fit the block."""
 import os
 
-from data import UserError, read_json, read_jsonl
+from data import UserError, read_json, read_jsonl, turns_of
 from model import SIZES
 from plumbing.checkpoint import load
 
@@ -37,7 +37,8 @@ def check_inputs(run, parents):
 
     to_come = [p for p in parents if is_to_come(p)]
     samples = "sft" in parents
-    if not to_come and not samples:
+    demonstrated = "sft" in to_come or run.stage == "sft" and parents
+    if not (to_come or samples or demonstrated):
         return
     block, n_new = block_of(run, parents), run.config.max_new_tokens
     demonstrations, prompts = path_of("demonstrations.jsonl"), path_of("prompts.jsonl")
@@ -48,7 +49,7 @@ def check_inputs(run, parents):
     if not compares and samples:
         split = "heldout" if run.stage == "evaluate" else None
         check_room(prompts, read_jsonl(prompts, ["prompt"], split), run.vocab, block - n_new)
-    if to_come and (run.stage == "sft" or "sft" in to_come):
+    if demonstrated:
         check_demonstrations(demonstrations, run, block)
     if (compares or any(p.startswith("reward") for p in to_come)) and sources != "file":
         path = prompts if has_judge else demonstrations
@@ -63,11 +64,12 @@ def sources_of(path):
 
 
 def check_demonstrations(path, run, block):
-    """Raise UserError if a demonstration is longer than the block. sft.py checks it again."""
+    """Raise UserError if a demonstration is longer than the block."""
     rows, vocab = read_jsonl(path, ["prompt", "response"], "train"), run.vocab
     rows = rows[:getattr(run.config, "demonstrations", 0) or len(rows)]
-    longest = max(len(vocab.prompt(row["prompt"]) + vocab.response(row["response"]))
-                  for row in rows)
-    if longest > block:
-        raise UserError(f"{path}: a demonstration has {longest} tokens, the block {block}: shorten "
-                        f"it or take a larger --size")
+    rows += [r for r in read_jsonl(path, ["prompt", "response"]) if r.get("split") == "heldout"]
+    length, prompt = max((len(vocab.prompt(r["prompt"]) + vocab.response(r["response"])),
+                          turns_of(r["prompt"])[-1]["content"]) for r in rows)
+    if length > block:
+        raise UserError(f"{path}: a demonstration has {length} tokens, the block {block}: shorten "
+                        f"it or take a larger --size (prompt: {prompt[:60]})")

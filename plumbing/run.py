@@ -36,6 +36,8 @@ from plumbing.processes import (RANK, WORLD, all_reduce, join_processes, leave_p
                                 lock)
 from plumbing.stages import STAGES, in_round, script_of
 
+# pretraining's share of the time that `python ppo.py` takes on the village, on a CPU
+PRETRAIN_SHARE = 0.36
 # flags that a resumed run may change
 PLACES = {"fresh", "out", "device", "base", "micro_batch_size"}
 
@@ -50,6 +52,7 @@ def open_run(stage, config, parents=()):
                         + nearest(config.size, SIZES))
     if config.base and stage == "pretrain":
         raise UserError(f"--base={config.base}: pretrain.py makes a base and starts from none")
+    os.environ.setdefault("ASKED_FOR", stage)       # the stages that it makes inherit this
     run = Run(stage, config)
     try:
         os.makedirs(config.out, exist_ok=True)
@@ -287,6 +290,10 @@ class Run:
                 f.write(json.dumps(row) + "\n")
         except OSError as e:
             raise UserError(f"{self.log_path} can't be written: {e.strerror}") from None
+        if (step, self.stage, os.environ["ASKED_FOR"], self.config.data, self.device.type) == (
+                200, "pretrain", "ppo", "village", "cpu"):
+            minutes = self.seconds() / (step + 1) * self.config.steps / PRETRAIN_SHARE / 60
+            tqdm.write(f"python ppo.py will take about {minutes:.0f} minutes in all, at this speed")
 
 
 def read_log(path):

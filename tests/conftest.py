@@ -4,13 +4,13 @@ What all tests share. `python -m pytest` needs neither a network nor a GPU.
 Every test is named after the mistake that it catches. Its numbers can be checked by hand.
 """
 
+import gc
 import importlib
 import json
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 
 import plumbing.cpu
@@ -29,33 +29,32 @@ os.environ.update(HTTPS_PROXY="http://127.0.0.1:9", NO_PROXY="127.0.0.1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 torch.set_num_threads(1)  # the same sums in the same order on every machine
+os.environ["OMP_NUM_THREADS"] = "1"  # and in the processes that tests start
+
+# the files that take the longest, before the others: so two processes end together
+FIRST = ["test_resume.py", "test_recipe.py", "test_assignment.py"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Run the whole suite in two processes, where pytest-xdist is installed; a part of it in this.
+
+    Here what is printed is seen, and --pdb works. A file's tests stay in one process. -n0 counts.
+    """
+    options, whole = config.option, all(map(os.path.isdir, config.args))
+    if whole and not (options.keyword or options.usepdb or options.capture == "no"):
+        if getattr(options, "numprocesses", 0) is None and not hasattr(config, "workerinput"):
+            options.numprocesses, options.dist, options.loadscopereorder = 2, "loadfile", False
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in FIRST)
+    gc.freeze()  # torch's objects, which need not be looked through again and again
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(1337)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def smoke_run(request, tmp_path_factory):
-    """`python ppo.py --size=smoke` in the background → (process, its folder, its log).
-
-    It starts before the first test, so that it is done when it is needed. Only if a test needs it.
-    """
-    if not any("smoke" in item.fixturenames for item in request.session.items):
-        yield None
-        return
-    folder = tmp_path_factory.mktemp("smoke")
-    with open(folder / "log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "ppo.py", "--size=smoke", "--device=cpu", f"--out={folder / 'run'}"],
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    yield process, folder / "run", folder / "log"
-    process.kill()
 
 
 @pytest.fixture(scope="session")
@@ -163,6 +162,7 @@ def run_little(stage, data, out, *flags):
             "--size=smoke",
             "--device=cpu",
             "--dtype=float32",
+            "--max_new_tokens=24",
             f"--data={data}",
             f"--out={out}",
             *FLAGS[stage],

@@ -109,22 +109,25 @@ class Watch:
             self.raised.append((item.name, call.when, call.excinfo.typename))
 
 
-def start(folder, nodes):
-    """Fork; the child runs the tests in folder/copy, a copy of the project. → its process id"""
+def start(folder, nodes, plugins=(), limit=300):
+    """Fork; the child runs the tests in folder/copy, a copy of the project. → its process id
+
+    limit: seconds of CPU time.
+    """
     if pid := os.fork():
         return pid
     log = os.open(os.path.join(folder, "log"), os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    signal.setitimer(signal.ITIMER_PROF, 300)  # of CPU time: a plant may loop for ever
+    signal.setitimer(signal.ITIMER_PROF, limit)  # a plant may loop for ever
     import pytest
 
     os.chdir(os.path.join(folder, "copy"))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) not in (HERE, ROOT)]
     watch = Watch()
-    flags = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "--rootdir=."]
+    flags = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir=."]
     flags += [f"--basetemp={folder}/tmp", *(f"tests/{n}" for n in nodes)]
-    code = pytest.main(flags, plugins=[watch])
+    code = pytest.main(flags, plugins=[watch, *plugins])
     with open(os.path.join(folder, "result"), "w") as f:
         json.dump([int(code), watch.raised], f)
     sys.stdout.flush()
@@ -164,10 +167,14 @@ def warm_up(plants):
     importlib.import_module("torch").set_num_threads(1)
 
 
+def copy_project(folder):
+    left_out = (".*", "__pycache__", "out", "experiments", "*.bin", "*.jsonl", "*.tmp")
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+
+
 def clean_copy(folder, plants):
     """Copy the project and run there the tests of all plants. Exits if one is red."""
-    left_out = (".*", "__pycache__", "out", "experiments", "*.bin", "*.jsonl", "*.tmp")
-    shutil.copytree(ROOT, f"{folder}/copy", ignore=shutil.ignore_patterns(*left_out))
+    copy_project(f"{folder}/copy")
     os.waitpid(start(folder, sorted({node(p.test) for p in plants})), 0)
     if verdict(folder) != "MISSED":
         log = read(os.path.join(folder, "log"))

@@ -315,7 +315,7 @@ def few(monkeypatch):
     monkeypatch.setattr(plant, "PLANTS", plants)
 
 
-@pytest.mark.parametrize("n, seed", [(1, "1"), (4, "2"), (6, "3")])
+@pytest.mark.parametrize("n, seed", [(1, "1"), (6, "3")])
 def test_hunt_differs_from_the_source_in_n_places(few, tmp_path, n, seed):
     make_assignment.make_hunt(str(tmp_path / "hunt"), n, seed)
     places = 0

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -135,6 +136,20 @@ def test_a_misspelt_size_names_the_nearest(tmp_path):
         open_run("pretrain", given(f"--out={tmp_path}/run", "--size=tinny"))
 
 
+@pytest.mark.parametrize("asked, said", [("ppo", True), ("pretrain", False)])
+def test_ppo_says_after_its_first_steps_how_long_it_will_take(
+    tmp_path, capsys, monkeypatch, asked, said
+):
+    monkeypatch.setattr("plumbing.run.PRETRAIN_SHARE", 0.25)
+    monkeypatch.setenv("ASKED_FOR", asked)
+    run = open_run("pretrain", given(f"--out={tmp_path}", "--device=cpu", "--steps=2400"))
+    run.started = time.time() - 201  # a second a step, so far
+    for step in range(210):
+        run.log(step, {})
+    minutes = capsys.readouterr().out.count("about 160 minutes in all")
+    assert minutes == said, "a whole run takes four times as long as its pretraining, said once"
+
+
 def test_smoke_shrinks_what_the_user_did_not_set():
     assert given("--size=smoke").steps == 2
     for flags in (["--size=smoke", "--steps=7"], ["--steps=7", "--size=smoke"]):
@@ -215,6 +230,8 @@ def test_smoke_values_are_flags(name):
         ("ppo", ["--episodes=10", "--minibatches=4"], "divide"),
         ("reward", ["--answers=1"], r"\[2, 9\]"),
         ("reward", ["--answers=10"], r"\[2, 9\]"),
+        ("reward", ["--answers=3", "--others=3"], "one is the demonstration, so 0 to 2"),
+        ("reward", ["--fold=2", "--round=2"], "leave out --round"),
         ("pretrain", ["--base=out/village/pretrain.pt"], "starts from none"),
         ("evaluate", ["--fresh"], "anew"),
         ("evaluate", ["--stages=pretrain,ppo"], "sft"),

@@ -685,15 +685,67 @@ def test_the_mask_of_a_response_comes_from_lengths_and_not_from_ids():
     assert mask.int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 0, 1, 0]]
 
 
-def test_windows_of_text_begin_where_documents_do(tmp_path):
-    path, vocab = str(tmp_path / "train.bin"), types.SimpleNamespace(eos=0, size=9)
-    np.array([5, 5, 0, 6, 0, 7, 7, 7, 0, 8, 8, 0], dtype=np.uint16).tofile(path)  # 0 is EOS
-    text = Text(path, vocab, 4, "cpu")
-    assert text.starts.tolist() == [0, 3, 5], "a window must begin after an EOS, and be full"
-    batch = text.batch(50, common.generator(1))
-    assert set(map(tuple, batch.tolist())) == {(5, 5, 0, 6), (6, 0, 7, 7), (7, 7, 7, 0)}
+def text_of(tmp_path, documents, block, name="train.bin"):
+    """A Text of documents (lists of ids from 1), each ended by EOS, which is 0."""
+    tokens = [i for document in documents for i in [*document, 0]]
+    np.array(tokens, dtype=np.uint16).tofile(tmp_path / name)
+    vocab = types.SimpleNamespace(eos=0, size=9)
+    return Text(str(tmp_path / name), vocab, block, "cpu")
+
+
+def test_windows_of_text_begin_at_a_token_or_at_the_start_of_its_document(tmp_path):
+    documents = [[5, 4], [6], [1, 2, 3], [8, 7]]
+    text = text_of(tmp_path, documents, 4)
+    starts = text.starts(torch.arange(12))
+    assert starts.tolist() == [0, 0, 2, 3, 3, 5, 5, 7, 8, 9, 9, 11], (
+        "from less than half a block away, a window goes back to where the document begins"
+    )
+    windows = {(5, 4, 0, 6, 0), (0, 6, 0, 1, 2), (6, 0, 1, 2, 3), (1, 2, 3, 0, 8), (3, 0, 8, 7, 0)}
+    # after its end the text begins again
+    windows |= {(0, 8, 7, 0, 5), (8, 7, 0, 5, 4), (0, 5, 4, 0, 6)}
+    assert set(map(tuple, text.batch(200, common.generator(1)).tolist())) == windows
     with pytest.raises(UserError, match="12 tokens"):
-        Text(path, vocab, 13, "cpu")
+        text_of(tmp_path, documents, 13)
+
+
+@pytest.mark.parametrize("lengths", [range(1, 40), [33] * 30, [300, 500, 40, 2], [999]])
+def test_every_token_of_a_text_is_seen_about_equally_often(tmp_path, lengths):
+    block = 32
+    text = text_of(tmp_path, [[1] * n for n in lengths], block)
+    n = len(text.tokens)
+    at = text.starts(torch.arange(n))[:, None] + torch.arange(block)
+    seen = torch.bincount(at.flatten() % n, minlength=n) / block
+    assert 0.5 <= seen.min() and seen.max() <= 1.5, "windows leave out parts of long documents"
+
+    drawn, windows = torch.zeros(n, dtype=torch.bool), 20
+    rng = common.generator(1)
+    text.windows = lambda starts: (starts[:, None] + torch.arange(block)) % n
+    shares = []
+    for _ in range(100):
+        drawn[:] = False
+        drawn[text.batch(windows, rng)] = True
+        shares.append(drawn.float().mean().item())
+    assert text.share_seen(windows) == pytest.approx(statistics.mean(shares), abs=0.03)
+
+
+@pytest.mark.parametrize("lengths", [range(1, 40), [33] * 30, [300, 500, 40, 2], [32]])
+def test_the_held_out_loss_is_measured_on_each_token_once(tmp_path, lengths):
+    rng = random.Random(0)
+    text = text_of(tmp_path, [[rng.randint(1, 8) for _ in range(n)] for n in lengths], 32)
+    logits = torch.randn(9, 9)
+
+    class Bigrams:  # its loss is the same in each window
+        config = types.SimpleNamespace(vocab_size=9)
+
+        def __call__(self, x):
+            return logits[x]
+
+    tokens = torch.tensor(text.tokens.astype("int64"))
+    expected = torch.nn.functional.cross_entropy(logits[tokens[:-1]], tokens[1:]).item()
+    mean, error = text.loss(Bigrams())
+    assert mean == pytest.approx(expected, rel=1e-5)
+    assert (error == 0) == (len(tokens) == 33), "one window has no standard error"
+    assert abs(text.loss(Bigrams(), rows=8)[0] - mean) < 0.4, "a sample of the windows"
 
 
 def test_token_files_of_another_vocabulary_are_refused(tmp_path, vocab):

@@ -54,7 +54,7 @@ def test_a_reward_model_in_other_units_is_brought_to_those_of_the_truth():
     )
 
 
-def test_a_row_that_is_there_is_not_run_again(tmp_path):
+def test_a_row_that_is_there_is_not_run_again(tmp_path, monkeypatch):
     path, ran = str(tmp_path / "x.csv"), []
 
     def job(seed):
@@ -66,12 +66,31 @@ def test_a_row_that_is_there_is_not_run_again(tmp_path):
 
     jobs = [((0.1, seed), lambda seed=seed: job(seed)) for seed in (1, 2, 3)]
     args = types.SimpleNamespace(jobs=1)
+    monkeypatch.setattr(lib, "base_of", lambda args: __file__)
+    monkeypatch.setattr(lib, "base_hash", lambda path: "0123abcd")
     with pytest.raises(SystemExit):
         lib.collect(args, path, jobs, ["beta", "seed"])
     rows = lib.collect(args, path, jobs, ["beta", "seed"])
     assert ran == [1, 2, 3, 3], "a job that had its row was run again, or one without was not"
     found = [(r["beta"], r["seed"], r["gold"]) for r in rows]
     assert found == [(0.1, 1, 0.5), (0.1, 2, 1.0), (0.1, 3, 1.5)]
+
+
+def test_rows_of_another_base_are_named_and_left_out(tmp_path, monkeypatch, capsys):
+    """They were made in another world, and would mix with those of this one."""
+    path, bases = str(tmp_path / "x.csv"), iter(["1234e567", "1234e567", "89abcdef"])
+    monkeypatch.setattr(lib, "base_of", lambda args: __file__)
+    monkeypatch.setattr(lib, "base_hash", lambda path: next(bases))
+    args = types.SimpleNamespace(jobs=1)
+    (tmp_path / "x.csv").write_text("base,seed,gold\n,1,0.1\n")
+    for gold in (0.2, 0.3, 0.4):
+        rows = lib.collect(args, path, [((1,), lambda gold=gold: {"gold": gold})], ["seed"])
+        said = capsys.readouterr().out
+        assert [r["gold"] for r in rows] == [0.4 if gold == 0.4 else 0.2]
+    assert "2 rows are of another base (1234e567, not known)" in said
+    monkeypatch.setattr(lib, "base_of", lambda args: str(tmp_path / "none"))
+    rows = lib.collect(args, path, [((1,), None)], ["seed"])
+    assert [r["gold"] for r in rows] == [0.4], "without a base the newest rows are drawn"
 
 
 def test_interval_is_student_s():
@@ -81,7 +100,7 @@ def test_interval_is_student_s():
 
 
 def log_of_seed(seed, change=None):
-    """A log whose blocks are those of one of the ten seeds."""
+    """A log whose blocks are those of one of the seeds."""
     rows, change = {}, change or {}
     for metric, (episodes, x) in bands.read().items():
         for e, value in zip(episodes, x[seed]):
@@ -98,7 +117,7 @@ def test_a_healthy_run_is_in_the_bands_and_a_broken_one_is_not(tmp_path, capsys,
         run_main("compare", str(path))
     healthy, broken = capsys.readouterr().out.split(f"{tmp_path}/broken")
     assert "OUT" not in healthy and "All 13 metrics" in healthy, (
-        "one of the ten healthy runs is called unhealthy"
+        "one of the healthy runs is called unhealthy"
     )
     for said in ("objective/kl is too high", "eval/gold is too low", "2 of 13 metrics are out"):
         assert said in broken, broken
@@ -112,7 +131,7 @@ def test_bands_say_how_often_they_are_wrong():
         "a healthy run is called unhealthy more often than one in ten"
     )
     x = bands.read()["objective/kl"][1][:, 1:]
-    one_more = x.mean(0) + x.std(0, ddof=1) * 1.1**0.5
+    one_more = x.mean(0) + x.std(0, ddof=1) * (1 + 1 / len(x)) ** 0.5
     assert abs(bands.distance(one_more, x, "objective/kl") - 1).max() < 1e-6, (
         "the spread is not that of one more run"
     )

@@ -17,7 +17,7 @@ from ppo import (
     token_logprobs,
     value_loss,
 )
-from reward import ranking_loss
+from reward import ordered_right, ranking_loss
 from sft import sft_loss
 
 POISON = [1e3, float("inf"), float("-inf"), float("nan")]
@@ -106,6 +106,9 @@ def test_sft_loss_is_the_mean_over_response_tokens():
         -(lp[0, 2] + lp[0, 3]) / 2,
         "not the mean of −log p over y0 and EOS",
     )
+
+    one = torch.tensor([[0, 0, 1, 0, 0, 0]])
+    close(sft_loss(logits, TOKENS, one), -lp[0, 2], "the mean over one token is that token's")
 
 
 def test_sft_trains_no_prompt_token():
@@ -251,6 +254,15 @@ def test_a_sure_and_wrong_reward_model_does_not_overflow():
     )
 
 
+def test_accuracy_counts_a_pair_of_equal_scores_half():
+    # first row: 3 > 1 twice, and a tie; second row: 2 < 5, 2 = 2, 5 > 2; rank 0 is an empty slot
+    ranks = torch.tensor([[1, 2, 2, 0], [1, 2, 3, 0]])
+    scores = f64([3.0, 1.0, 1.0, 9.0], [2.0, 5.0, 2.0, 0.0])
+    right, pairs = ordered_right(scores, ranks)
+    close(right, [2.0, 1.5], "a score that is higher is right, an equal one half right")
+    assert pairs.tolist() == [2, 3]
+
+
 def test_ranking_loss_keeps_its_precision():
     ranks = torch.tensor([[1, 2]])
     assert ranking_loss(torch.zeros(1, 2, dtype=torch.float64), ranks).dtype == torch.float64
@@ -299,6 +311,8 @@ def test_whitening_ignores_pads_and_divides_by_n():
 def test_whitening_equal_advantages_gives_zero_not_infinity():
     white = masked_whiten(torch.full((1, 4), 0.1), torch.ones(1, 4))
     assert white.isfinite().all() and white.abs().max() < 1e-3
+    white = masked_whiten(f64([[1e-4, -1e-4]]), torch.ones(1, 2))
+    close(white, [[0.5**0.5, -(0.5**0.5)]], "1e-8 is added to the variance, which is 1e-8 here")
 
 
 # ---- stage 3: rewards ----

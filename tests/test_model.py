@@ -66,6 +66,25 @@ def test_fused_attention_equals_the_formula_under_a_mask():
     assert torch.allclose(attention(q, k, v, mask), plain_attention(q, k, v, mask), atol=1e-5)
 
 
+def test_the_fused_kernel_is_used_where_it_is_right_and_faster(monkeypatch):
+    monkeypatch.setattr("model.F.scaled_dot_product_attention", lambda *a, **k: "fused")
+
+    def fused(T, S, dtype=torch.float32, mask=None):
+        q, k, v = (torch.ones(1, 1, n, 4, dtype=dtype) for n in (T, S, S))
+        return isinstance(attention(q, k, v, mask), str)
+
+    assert fused(6, 6) and fused(3, 6, mask=torch.zeros(3, 6)), "training does without the kernel"
+    assert not fused(1, 1) and not fused(1, 6, mask=torch.zeros(1, 6)), "one query is faster plain"
+    assert not fused(6, 6, torch.bfloat16), "its backward pass is slow in bf16 on a CPU"
+
+
+def test_what_is_not_wanted_is_left_out_and_changes_nothing():
+    model, tokens = small(), torch.randint(50, (3, 12))
+    for start in (0, 1, 7, 11):
+        some = model.hidden(tokens, start=start)
+        assert torch.allclose(some, model.hidden(tokens)[:, start:], atol=1e-5)
+
+
 def test_no_token_sees_the_future():
     model, tokens = small(), torch.randint(50, (1, 12))
     before = model(tokens)
@@ -109,6 +128,25 @@ def test_sizes_have_the_published_number_of_parameters(size, n):
     assert count(size, 50257) == n
 
 
+def test_parameters_without_embeddings_are_those_of_blocks_and_last_norm():
+    model = GPT(GPTConfig(64, 70, n_layer=3, n_embd=32))
+    rest = [*model.blocks.parameters(), *model.ln_f.parameters()]
+    assert model.n_params(embeddings=False) == sum(p.numel() for p in rest)
+    assert model.n_params() == sum(p.numel() for p in model.parameters())
+
+
+def test_weights_begin_as_gpt2s_do_and_wider_ones_smaller(monkeypatch):
+    # every weight is set to the standard deviation that it would be drawn with
+    monkeypatch.setattr(torch.nn.init, "normal_", lambda w, std=1.0: w.data.fill_(std))
+    for width, std in ((48, 0.08), (12, 0.16)):  # 0.02 √(768 / width)
+        model = GPT(GPTConfig(16, 64, n_layer=8, n_head=1, n_embd=width))
+        for name, p in model.named_parameters():
+            expected = 0.0 if name.endswith("bias") else 1.0 if "ln_" in name else std
+            if name.endswith("_proj.weight"):
+                expected /= 4  # √(2 × 8 layers)
+            assert torch.allclose(p, torch.tensor(expected)), f"{name} starts otherwise"
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_can_be_built(size):
     layers, heads, width, block = SIZES[size]
@@ -143,7 +181,9 @@ BOTH = (GPT.generate, sampling.generate)  # the plain way and the fast way
 @pytest.mark.parametrize("size", [70, 50257 + 3])  # the second: GPT-2's, with our special tokens
 def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled(size):
     model = small(vocab_size=size)
-    assert len(model.wte.weight) > size, "this test is about an embedding with padded rows"
+    rows = len(model.wte.weight)
+    assert rows > size, "this test is about an embedding with padded rows"
+    assert rows % 64 == 0 and rows - size < 64, "the next multiple of 64 is the fast one"
     model.ln_f.weight.data.zero_()
     model.ln_f.bias.data.fill_(1.0)
     # the last state is all ones for any tokens, so these rows would win
@@ -151,7 +191,7 @@ def test_ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled(size):
     logits = model(torch.randint(size, (4, 10)))
     assert logits.shape == (4, 10, size), "logits of padded rows take part in the softmax"
     for generate in BOTH:
-        responses = generate(model, [[1, 2], [3]] * 4, 40)
+        responses = generate(model, [[1, 2], [3]] * 4, 5)
         assert max(map(max, responses)) < size, "an id that no token has was sampled"
 
 
@@ -243,16 +283,20 @@ def test_weights_in_several_files_are_put_together(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "vocab, positions, layers, heads, width, bias",
-    [(97, 40, 2, 2, 32, True), (128, 24, 1, 4, 64, True), (65, 48, 3, 1, 48, False)],
+    "vocab, positions, layers, heads, width, bias, gelu",
+    [
+        (97, 40, 2, 2, 32, True, "tanh"),
+        (128, 24, 1, 4, 64, True, "none"),
+        (65, 48, 3, 1, 48, False, "tanh"),
+    ],
 )
 @torch.no_grad()
 def test_what_is_saved_for_others_is_the_same_model(
-    tmp_path, vocab, positions, layers, heads, width, bias
+    tmp_path, vocab, positions, layers, heads, width, bias, gelu
 ):
     from transformers import GPT2LMHeadModel
 
-    ours = GPT(GPTConfig(positions, vocab, layers, heads, width, bias=bias)).eval()
+    ours = GPT(GPTConfig(positions, vocab, layers, heads, width, bias=bias, gelu=gelu)).eval()
     for p in ours.parameters():
         torch.nn.init.normal_(p, std=0.3)
     ours.save_pretrained(str(tmp_path))
@@ -260,7 +304,8 @@ def test_what_is_saved_for_others_is_the_same_model(
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     assert same(again.state_dict(), ours.state_dict(), vocab), "the round trip changes a weight"
     tokens = torch.randint(vocab, (3, positions))
-    assert (theirs(tokens).logits - ours(tokens)).abs().max() < 2e-4
+    for logits in (theirs(tokens).logits, again.eval()(tokens)):
+        assert (logits - ours(tokens)).abs().max() < 2e-4
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -378,6 +423,7 @@ def test_a_config_that_means_another_model_is_refused_by_name(tmp_path, change, 
     [
         {"reorder_and_upcast_attn": True},
         {"activation_function": "gelu_pytorch_tanh"},
+        {"activation_function": "gelu"},
         {"n_inner": 4 * 32},
     ],
 )
@@ -759,7 +805,7 @@ def test_the_last_real_token_is_found_by_length():
     assert at_last_token(x, torch.tensor([3, 1])).tolist() == [3, 4]
 
 
-@pytest.mark.parametrize("lengths", [[0, 3], [3, 6]])
+@pytest.mark.parametrize("lengths", [[0, 3], [3, 6], [0, 6]])
 def test_a_length_outside_the_row_is_refused(lengths):
     with pytest.raises(ValueError, match="lengths"):
         scalar().score(torch.zeros(2, 5, dtype=torch.int64), torch.tensor(lengths))

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import pretrain
+import sampling
 from conftest import parents_only, run_little, run_main
 from data import UserError
 from data.vocab import Vocab
@@ -166,9 +167,18 @@ def test_a_stage_is_saved_before_its_samples_are_shown(stage, little, tmp_path, 
     assert (out / f"{stage}.pt").exists()
 
 
-def test_a_block_shorter_than_a_sample_document(vocab):
-    model = GPT(GPTConfig(32, vocab.size, 1, 1, 16))
-    assert len(pretrain.sample_documents(model, vocab, torch.Generator(), 1)) == 1
+def test_a_block_shorter_than_a_sample_document(vocab, monkeypatch):
+    lengths, generate = [], sampling.generate
+
+    def noted(model, prompts, n, **more):
+        lengths.append(n)
+        return generate(model, prompts, n, **more)
+
+    monkeypatch.setattr(sampling, "generate", noted)
+    for block in (32, 100):
+        model = GPT(GPTConfig(block, vocab.size, 1, 1, 16))
+        assert len(pretrain.sample_documents(model, vocab, torch.Generator(), 1)) == 1
+    assert lengths == [31, 60], "after the end of text before it"
 
 
 # ---- folders ----

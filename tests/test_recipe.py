@@ -6,14 +6,17 @@ lines, which is written as anybody could write their own.
 """
 
 import importlib
+import itertools
 import json
 import math
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,25 +25,29 @@ import evaluate
 import health
 import ppo
 import pretrain
+import reward
 import sampling
 import sft
-from common import masked
+from common import cosine, masked
 from conftest import ROOT, STAGES, equal, log_of, parents_only, run_little, run_main
 from data import UserError, read_heldout, read_jsonl
 from data.text import Text
 from data.vocab import Vocab
-from model import GPT, GPTConfig, Trunk
+from model import GPT, GPTConfig, ScalarGPT, Trunk, config_for
 from plumbing import run as plumbing_run
 from plumbing.checkpoint import digest, load, model_from, save
 from plumbing.command_line import parse
 from plumbing.run import open_run, read_log
+from rollout import read_prompts
 
 
 @pytest.fixture(scope="session")
-def smoke(smoke_run):
+def smoke(tmp_path_factory):
     """The folder of a finished smoke run. No test may change it; `copy` is for that."""
-    process, out, log = smoke_run
-    assert process.wait() == 0, log.read_text()[-3000:]
+    out = tmp_path_factory.mktemp("smoke") / "run"
+    command = [sys.executable, "ppo.py", "--size=smoke", "--device=cpu", f"--out={out}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return out
 
 
@@ -280,9 +287,10 @@ def test_abilities_are_measured_by_their_greedy_answers(little, vocab, monkeypat
     sums = {"ability": "sums", "text": "1 plus 1 is", "answers": [" 2"], "chance": 0.1}
     names = {"ability": "names", "text": "My name is", "answers": [" Bo", " Bob"], "chance": 0.5}
     rows = [sums, sums, sums, names]
-    said = iter([" 2.", " 22", " 2 apples", " Bobby"])
+    said = iter([" 2.", " 22 or so", " 2 apples", " Bobby"])
 
     def generate(model, prompts, n, temperature):
+        assert (n, temperature) == (8, 0)
         return [vocab.encoding.encode(next(said)) for _ in prompts]
 
     monkeypatch.setattr(sampling, "generate", generate)
@@ -395,6 +403,194 @@ def test_every_token_of_the_demonstrations_weighs_the_same(little, tmp_path, mon
             f"{name}: a batch holds answers of similar length, so with a mean over each batch's "
             "own tokens the tokens of short answers would count more"
         )
+
+
+def test_each_stage_steps_at_the_rate_and_measures_when_it_says(whole):
+    done = {stage: load(str(whole / f"{stage}.pt")) for stage in STAGES}
+    log = {stage: log_of(whole, stage) for stage in STAGES}
+    n_steps = {"pretrain": 5, "sft": 2 * 4, "reward": 4}  # 64 demonstrations in batches of 16
+    for stage, n in n_steps.items():
+        config = done[stage]["config"]
+        rates = [config["lr"] * cosine(i, n, config.get("warmup", 0)) for i in range(n)]
+        assert [x["lr"] for x in log[stage]] == pytest.approx(rates), f"the schedule of {stage}"
+    rates = [1e-3 * factor for factor in (0.1, 0.19, 0.28)]  # ten iterations of warm-up
+    assert [x["lr"] for x in log["ppo"]] == pytest.approx(rates)
+    assert [x["episode"] for x in log["ppo"]] == [8, 16, 24]
+    assert [x["epoch"] for x in log["sft"]] == [i / 4 for i in range(8)]
+    assert [i for i, x in enumerate(log["sft"]) if "eval/loss" in x] == [3, 7], "after each epoch"
+    for stage, key in (("pretrain", "pretrain_loss"), ("sft", "pretrain_loss"), ("sft", "loss")):
+        found = done[stage]["results"][key]
+        assert found == pytest.approx(log[stage][-1][f"eval/{key}"]), f"the last {key} of {stage}"
+    assert done["sft"]["model_config"]["dropout"] == 0, "later stages would train with SFT's"
+
+
+def test_text_is_mixed_in_and_measured_as_often_as_asked(little, tmp_path, capsys, monkeypatch):
+    data, before = little
+    windows, epochs, batches = {pretrain: [], sft: []}, [], reward.epoch_batches
+    for module, seen in windows.items():
+        function = module.lm_backward
+
+        def noted(model, text, *more, function=function, seen=seen):
+            seen.append(tuple(text.shape))
+            return function(model, text, *more)
+
+        monkeypatch.setattr(module, "lm_backward", noted)
+    run_little("pretrain", data, tmp_path / "out", "--eval_every=2", "--batch=3")
+    log = log_of(tmp_path / "out", "pretrain")
+    assert [i for i, x in enumerate(log) if "eval/pretrain_loss" in x] == [1, 3, 4]
+    assert windows[pretrain] == [(3, 129)] * 5
+    assert "1,920 to train on" in capsys.readouterr().out, "5 steps of 3 windows of 128 tokens"
+
+    out = parents_only("sft", before, tmp_path / "more")
+    run_little(
+        "sft", data, out, "--demonstrations=20", "--batch=8", "--epochs=1", "--pretrain_mix=0.5"
+    )
+    assert sorted(windows[sft]) == [(2, 129), (4, 129), (4, 129)], (
+        "half as many windows of text as a batch has demonstrations: 8, 8 and 4"
+    )
+    assert capsys.readouterr().out.count("    → ") == 6, "six samples"
+
+    def epoch_batches(lengths, size, rng):
+        epochs.append(rng.initial_seed())
+        return batches(lengths, size, rng)
+
+    monkeypatch.setattr(reward, "epoch_batches", epoch_batches)
+    out = parents_only("reward", before, tmp_path / "last")
+    run_little("reward", data, out, "--batch=2", "--epochs=2")
+    assert len(epochs) == len(set(epochs)) == 2, "each epoch has its own batches, once"
+    measured = [i for i, x in enumerate(log_of(out, "reward")) if "eval/accuracy" in x]
+    assert measured == [3, 7, 11, 15], "four times, the last time at the end"
+
+
+@pytest.mark.parametrize("round, n", [(1, 12_000), (2, 4_000)])
+def test_as_many_prompts_are_compared_as_the_help_says(
+    whole, little, tmp_path, monkeypatch, round, n
+):
+    def gather(run, judge):
+        raise InterruptedError(run.config.prompts)
+
+    monkeypatch.setattr(reward, "gather_comparisons", gather)
+    out = parents_only("reward", whole, tmp_path / "out")
+    if round == 2:
+        for name in ("reward", "ppo"):
+            shutil.copy(whole / f"{name}.pt", out)
+    with pytest.raises(InterruptedError, match=f"{n}"):
+        run_little("reward", little[0], out, "--prompts=0", f"--round={round}")
+
+
+def test_held_out_metrics_are_of_256_prompts_at_most(monkeypatch):
+    rows = list(range(300))
+    run = SimpleNamespace(vocab=None, folder="", config=SimpleNamespace(seed=1))
+    monkeypatch.setattr(sft, "mean_score", lambda model, reward_model, rows, *more: len(rows))
+    text = SimpleNamespace(loss=lambda model: (2.5, 0.1))  # and its error
+    found = sft.heldout_metrics(None, [], rows, text, True, run)
+    assert found == {"eval/pretrain_loss": 2.5, "eval/score": 256}
+    halves = []
+    monkeypatch.setattr("rollout.check_room", lambda *a: None)
+    monkeypatch.setattr("rollout.read_jsonl", lambda *a: rows)
+    monkeypatch.setattr(
+        "rollout.read_heldout", lambda path, fields, final=False: halves.append(final) or rows
+    )
+    _, heldout = read_prompts(run, 100)
+    assert len(heldout) == len(set(heldout)) == 256 and heldout != rows[:256]
+    assert halves == [True, False], "both halves are looked for, the other one is used"
+
+
+def test_losses_of_demonstrations_are_means_over_all_their_tokens(vocab):
+    model = GPT(config_for("smoke", vocab.size)).eval()
+    rng = random.Random(1)
+    rows = [
+        {"prompt": "a " * rng.randint(1, 9), "response": "b " * rng.randint(1, 9)}
+        for _ in range(130)  # more than are measured at a time
+    ]
+    examples = sft.encode_demonstrations(rows, vocab)
+    tokens, mask = sft.collate(examples, vocab, model)
+    loss = sft.sft_loss(model(tokens), tokens, mask)
+    assert sft.response_tokens(examples) == mask.sum()
+    assert abs(sft.heldout_loss(model, examples, vocab) - loss) < 1e-5, "held out"
+    for size in (0, 50):
+        said = sft.sft_backward(model, examples, 1000, vocab, size)
+        assert abs(said - loss) < 1e-5, "the loss in the log"
+
+
+def test_accuracy_and_loss_of_many_comparisons_are_over_all_their_pairs(vocab):
+    model, rng = ScalarGPT(config_for("smoke", vocab.size)).eval(), random.Random(1)
+    torch.nn.init.normal_(model.head.weight)
+    items = []
+    for k in [2, 3, 4] * 43:  # more than are measured at a time
+        answers = [[rng.randrange(200) for _ in range(rng.randint(2, 9))] for _ in range(k)]
+        items.append((answers, rng.sample(range(1, k + 1), k), [rng.random() for _ in range(k)]))
+    scores, ranks = reward.scores_of(model, items, vocab)
+    pairs = [
+        (row, i, j)
+        for row, (_, ranked, _) in enumerate(items)
+        for i, j in itertools.permutations(range(len(ranked)), 2)
+        if ranked[i] < ranked[j]
+    ]
+    found = reward.heldout_accuracy(model, items, vocab)
+    loss, accuracy = reward.reward_backward(model, items, vocab, 50)
+    for said in (found["accuracy"], accuracy):
+        assert said == sum(scores[r, i] > scores[r, j] for r, i, j in pairs) / len(pairs)
+    for said in (found["loss"], loss):
+        assert abs(said - reward.ranking_loss(scores, ranks)) < 1e-5
+    assert found["pairs"] == len(pairs) == 43 * (1 + 3 + 6)
+    gold = [items[r][2][i] > items[r][2][j] for r, i, j in pairs]
+    assert found["ceiling"] == sum(gold) / len(gold)
+
+
+def test_scores_are_shifted_to_demonstrations_and_measured_on_all_answers(vocab):
+    model, rng = ScalarGPT(config_for("smoke", vocab.size)).eval(), random.Random(1)
+    torch.nn.init.normal_(model.head.weight)
+    rows = [[rng.randrange(200) for _ in range(rng.randint(2, 9))] for _ in range(270)]
+    with torch.no_grad():
+        alone = torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
+    demonstrations, answers = alone[:140], alone[140:]  # more than are scored at a time
+    said = reward.shift_scores(model, rows[:140], rows[140:], vocab)
+    expected = (answers.mean() - demonstrations.mean()).item(), answers.std().item()
+    assert said == pytest.approx(expected, abs=1e-5)
+    assert model.shift.item() == pytest.approx(demonstrations.mean().item(), abs=1e-5)
+    assert reward.shift_scores(model, rows[:2], rows[140:142], vocab)[1] == pytest.approx(
+        (answers[0] - answers[1]).abs().item() / math.sqrt(2), abs=1e-5
+    )
+    assert reward.shift_scores(model, rows[:2], rows[140:141], vocab)[1] == 0, "n − 1 of one is 0"
+
+
+def test_the_epoch_that_a_reward_model_likes_best_is_kept(
+    whole, little, tmp_path, capsys, monkeypatch
+):
+    scores, seen = iter([1.0, 3.0, 3.0, 3.0]), []
+
+    def mean_score(model, *more):
+        seen.append({name: x.clone() for name, x in model.state_dict().items()})
+        return next(scores)
+
+    monkeypatch.setattr(sft, "mean_score", mean_score)
+    out = parents_only("sft", whole, tmp_path / "out")
+    shutil.copy(whole / "reward.pt", out)
+    flags = ["--demonstrations=16", "--epochs=3", "--pick_by=reward.pt"]
+    run_little("sft", little[0], out, *flags)
+    assert "epoch 2 is kept" in capsys.readouterr().out
+    kept = load(str(out / "sft.pt"))
+    assert equal(kept["model"], seen[1]), "not the first epoch of those that score highest"
+    assert not equal(seen[1], seen[2])
+    assert kept["results"]["score"] == 3.0
+
+
+def test_the_samples_of_a_reward_model_are_best_first(vocab, capsys):
+    model = ScalarGPT(config_for("smoke", vocab.size)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    answers = {"responses": ["No.", "Yes.", "It is"], "eos": [True, True, False]}
+    rows = [{"prompt": f"Add {n} and 1.", "ranks": [1, 2, 3], **answers} for n in range(5)]
+    reward.show_samples(model, rows, vocab)
+    _, first, *lines = capsys.readouterr().out.splitlines()
+    assert first == "samples: answers, best score first" and len(lines) == 4 * 4
+    for n in range(4):
+        prompt, *shown = lines[4 * n : 4 * n + 4]
+        assert prompt == f"  Add {n} and 1."
+        scores = [float(line.split()[0]) for line in shown]
+        assert scores == sorted(scores, reverse=True)
+        texts = sorted(line.split(maxsplit=1)[1] for line in shown)
+        assert texts == ["It is …", "No.", "Yes."], "not the answer alone, or no sign of a cut"
 
 
 def test_replies_to_other_prompts_lose_and_each_one_wins_once(little, tmp_path):
@@ -630,10 +826,18 @@ def test_gamma_multiplies_the_pretraining_gradient_and_nothing_else(spied, monke
 
     monkeypatch.setattr(ppo, "update", watched)
     first = {}
+    backward, windows = ppo.lm_backward, []
+
+    def lm_backward(model, text, *more):
+        windows.append(len(text))
+        return backward(model, text, *more)
+
+    monkeypatch.setattr(ppo, "lm_backward", lm_backward)
     for gamma in (0, 1, 3):
         gradients.clear()
         spied("--iterations=1", f"--ptx_coef={gamma}")
         first[gamma] = gradients[0]
+    assert set(windows) == {1}, "an eighth of a window for each of 4 episodes: one at least"
     text = first[1] - first[0]
     assert text.norm() > 0.01, "the pretraining gradient does not come into PPO's step"
     assert (first[3] - first[0] - 3 * text).abs().max() < 1e-5, (
@@ -674,8 +878,15 @@ def test_what_is_looked_at_on_the_way_is_not_in_the_final_table(little, whole, s
 
 
 def test_logged_kl_and_reward_follow_their_formulas(spied):
-    calls, log, _ = spied()
+    calls, log, _ = spied("--warmup=1")
     adds_up(log)
+    assert [x["lr"] for x in log] == pytest.approx([1e-4, 1e-3, 1e-3]), "from a tenth, to no more"
+    rates = [args[2] for args, _ in calls["update"][:9]]  # four times policy and critic
+    assert rates == pytest.approx([1e-4, 5e-5] * 4 + [1e-3]), "the critic has its own rate"
+    assert {args[1].defaults["eps"] for args, _ in calls["update"]} == {1e-5}, "as OpenAI's PPO has"
+    for rollout, x in zip(rollouts_of(calls), log, strict=True):
+        speed = x["tokens_per_second/rollout"] * x["seconds/rollout"]
+        assert speed == pytest.approx(rollout.mask.sum().item(), rel=1e-3)
     for (args, rewards), line in zip(calls["kl_rewards"], log, strict=True):
         scores, logprobs, ref, mask, beta = args
         k1 = torch.where(mask, logprobs - ref, 0.0).double()
@@ -701,7 +912,7 @@ def test_logged_kl_and_reward_follow_their_formulas(spied):
         ), "the controller sees the KL of this iteration, and acts on the next"
 
 
-def test_microbatches_change_nothing(spied):
+def test_microbatches_change_nothing(spied, monkeypatch):
     flags = [
         "--iterations=1",
         "--episodes=8",
@@ -709,7 +920,15 @@ def test_microbatches_change_nothing(spied):
         "--ppo_epochs=1",
         "--ptx_ratio=0.6",
     ]
+    windows, batch = [], Text.batch
+
+    def noted(text, n, rng):
+        windows.append(n)
+        return batch(text, n, rng)
+
+    monkeypatch.setattr(Text, "batch", noted)
     one, two = (spied(*flags, f"--micro_batch_size={n}") for n in (0, 3))
+    assert windows == [5, 5], "0.6 × 8 windows of text"
     for name in one[2]["model"]:
         assert torch.allclose(one[2]["model"][name], two[2]["model"][name], atol=1e-6), (
             f"{name} depends on how a minibatch is split"
@@ -729,8 +948,9 @@ def test_gamma_zero_leaves_pretraining_text_out(spied, monkeypatch):
         "lm_backward",
         lambda *a: pytest.fail("γ = 0 is plain PPO, which needs no pretraining batch"),
     )
-    _, log, _ = spied("--iterations=1", "--ptx_coef=0")
+    _, log, _ = spied("--iterations=1", "--ptx_coef=0", "--warmup=0")
     assert log[0]["loss/ptx_avg"] == 0
+    assert log[0]["lr"] == 1e-3, "without a warm-up the first rate is the whole"
 
 
 def test_an_answer_that_fills_the_block_is_scored(spied, monkeypatch, vocab):

@@ -8,6 +8,7 @@ import types
 import pytest
 import torch
 
+import comparisons
 import evaluate
 import ppo
 import sampling
@@ -21,7 +22,7 @@ from plumbing.checkpoint import digest, load, model_from, save
 from plumbing.command_line import parse
 from plumbing.run import open_run
 from plumbing.stages import policies, rounds_before
-from reward import count_pairs
+from reward import count_pairs, heldout_accuracy
 from rollout import Rollout, scorer
 
 LITTLE = ["--size=smoke", "--device=cpu", "--dtype=float32"]
@@ -104,6 +105,13 @@ def test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons(second, 
     pairs = {
         name: load(str(out / f"{name}.pt"))["results"]["pairs"] for name in ("reward", "reward-2")
     }
+    results = {n: load(str(out / f"{n}.pt"))["results"] for n in ("reward", "reward-2")}
+    newest = [name for name in results["reward-2"] if name not in results["reward"]]
+    assert newest == ["accuracy_newest", "accuracy_newest_ci"], "accuracy on the new answers alone"
+    heldout, _ = encode_comparisons([r for r in rows[2] if r["split"] == "heldout"], vocab, 128)
+    found = heldout_accuracy(model_from(load(str(out / "reward-2.pt"))), heldout, vocab)
+    assert results["reward-2"]["accuracy_newest"] == pytest.approx(found["accuracy"])
+    assert {"ceiling", "agreement"} < set(results["reward"]), "what labelers' noise leaves"
     train = {n: [r for r in rows[n] if r["split"] == "train"] for n in rows}
     assert pairs["reward"] == count_pairs(encode_comparisons(train[1], vocab, 128)[0])
     both = encode_comparisons(train[1] + train[2], vocab, 128)[0]
@@ -381,3 +389,8 @@ def test_chat_shows_the_best_of_several_answers(little, whole, capsys, vocab, mo
 def test_a_best_of_that_leaves_no_choice_is_refused(flags):
     with pytest.raises(UserError, match=flags[0]):
         run_main("evaluate", *flags)
+
+
+def test_where_no_answer_is_asked_for_nothing_is_sampled_and_no_bar_is_drawn(capsys):
+    assert comparisons.sample_answers(None, [[1], [2]], None, 0, "answers") == [[], []]
+    assert capsys.readouterr().err == ""

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+import reward
 from conftest import log_of, run_main
-from data import UserError, half_of, label
+from data import UserError, half_of, label, read_jsonl
+from data.comparisons import encode_comparisons
 from data.vocab import Vocab
 from model import GPT, GPTConfig
 from plumbing.checkpoint import load
@@ -70,6 +72,12 @@ def ways(vocab):
     return [text_of(vocab, BLOCK - ROOM - 2, word) for word in ("cat", "hen", "pig", "cow", "dog")]
 
 
+def encode_all(folders):
+    """The token lists of each comparison."""
+    vocab, path = Vocab(str(folders[0])), str(folders[0] / "comparisons.jsonl")
+    return [answers for answers, _, _ in encode_comparisons(read_jsonl(path, []), vocab, BLOCK)[0]]
+
+
 ROOMY = SimpleNamespace(config=SimpleNamespace(block_size=BLOCK))  # what chat asks of a model
 COMMON = ["--size=smoke", "--device=cpu", "--dtype=float32", f"--max_new_tokens={ROOM}"]
 
@@ -100,7 +108,14 @@ def test_all_stages_fill_a_block_that_is_no_multiple_of_16_and_work_with_one_of_
     out = folders[2]
     from_file = ["--sources=file", "--fold=all"]
     go("sft", folders)
-    go("reward", folders, *from_file)
+    with monkeypatch.context() as m:  # whose scores are PPO's mean and standard deviation?
+        shift, asked = reward.shift_scores, []
+        m.setattr(reward, "shift_scores", lambda *args: asked.append(args[2]) or shift(*args))
+        go("reward", folders, *from_file)
+    rows = zip(asked[0], encode_all(folders))
+    assert all(answer == answers[i % 2] for i, (answer, answers) in enumerate(rows)), (
+        "without a judge the first answer is the chosen one, which is better than most"
+    )
     go("reward", folders, "--sources=file", "--fold=2")  # which evaluates
     ppo = ["--iterations=1", f"--episodes={n}", f"--minibatches={n}", "--eval_every=1"]
     go("ppo", folders, *ppo)
