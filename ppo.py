@@ -276,7 +276,7 @@ def main():
     critic_optimizer = adamw(critic, config.critic_lr, eps=1e-5)
 
     text, heldout_text = read_texts(run, policy.config.block_size)
-    prompt_rows, heldout_rows = read_prompts(run, text.block - config.max_new_tokens)
+    prompt_rows, heldout_rows = read_prompts(run)
     prompts = [run.vocab.prompt(row["prompt"]) for row in prompt_rows]
     mb_size = config.episodes // config.minibatches
     chunk_size = config.micro_batch_size or mb_size

@@ -12,7 +12,6 @@ from common import by_length, generator, pad, response_mask, round_up
 from data import read_heldout, read_jsonl
 from model import at_last_token
 from plumbing.device import to_device
-from plumbing.inputs import check_room
 from plumbing.processes import all_gather, all_reduce, shard
 
 
@@ -55,13 +54,12 @@ class Rollout:
         return [vocab.decode(row[m].tolist()) for row, m in zip(self.tokens.cpu(), self.mask.cpu())]
 
 
-def read_prompts(run, room):
+def read_prompts(run):
     """The rows of prompts.jsonl to train on, and up to 256 held-out ones to measure on.
 
-    Raises UserError if one has more than `room` tokens, or evaluate.py would have no prompt left.
+    Raises UserError if evaluate.py would have no prompt left.
     """
     path = os.path.join(run.folder, "prompts.jsonl")
-    check_room(path, read_jsonl(path, ["prompt"]), run.vocab, room)
     read_heldout(path, ["prompt"], final=True)
     heldout = read_heldout(path, ["prompt"])
     order = torch.randperm(len(heldout), generator=generator(run.config.seed, "heldout"))

@@ -46,8 +46,8 @@ from pretrain import lm_backward
 from sampling import generate
 
 SHAPES = {
-    "tiny": (GPTConfig(128, 1024, 4, 4, 128), 32),
-    "small": (GPTConfig(256, 50304, 6, 6, 384), 8),
+    "tiny": (GPTConfig(128, 1024, 4, 4, 128, gelu="none"), 32),
+    "small": (GPTConfig(256, 50304, 6, 6, 384, gelu="none"), 8),
     "gpt2": (GPTConfig(1024, 50304, 12, 12, 768), 16),
 }
 
@@ -157,6 +157,7 @@ def gpt2_config(c, **more):
         n_layer=c.n_layer,
         n_head=c.n_head,
         n_embd=c.n_embd,
+        activation_function="gelu" if c.gelu == "none" else "gelu_new",
         resid_pdrop=0,
         embd_pdrop=0,
         attn_pdrop=0,
@@ -197,13 +198,14 @@ def step(loss, model, optimizer):
 
 def training(shape, args):
     c, batch = SHAPES[shape]
-    x, y = (torch.randint(c.vocab_size, (batch, c.block_size), device=args.device) for _ in "xy")
+    windows = torch.randint(c.vocab_size, (batch, c.block_size + 1), device=args.device)
+    x, y = windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
     units = batch * c.block_size
     model = own(GPT(c), args)
     optimizer = adamw(model, 1e-4, 0.1)
 
     def ours():
-        lm_backward(model, x, args.micro_batch_size)
+        lm_backward(model, windows, args.micro_batch_size)
         update(model, optimizer, 1e-4)
 
     name = ours_in(args.dtype, args, args.micro_batch_size)

@@ -190,7 +190,7 @@ def sft_metrics(source, folder, seed):
     run.config.seed = seed
     sft, model = lib.network(f"{source}/sft.pt"), lib.network(f"{folder}/reward.pt")
     text = read_texts(run, sft.config.block_size)[1]
-    _, rows = read_prompts(run, text.block - run.config.max_new_tokens)
+    _, rows = read_prompts(run)
     return heldout_metrics(sft, rows, text, scorer(run, model, None, 128), run)
 
 

@@ -26,7 +26,8 @@ FILES = ["model", "common", "pretrain", "sft", "reward", "ppo", "rollout"]
 TESTS = ["losses", "model", "ppo", "recipe", "processes", "rounds", "resume", "data", "cli"]
 TESTS += ["odd_runs", "odd_sizes", "odd_files"]
 SLOW = 5  # seconds of CPU time; a test that takes more is left out
-OUTSIDE = ["ctrl_c", "killed"]  # in names of tests that run the stages in other processes
+# in names of tests that run the stages in other processes, or need more files than are copied
+OUTSIDE = ["ctrl_c", "killed", "benchmark"]
 MESSAGES = ["print", "progress.write", "progress.set_postfix_str"]
 PAIRS = "Add Sub, Mult Div, And Or, BitAnd BitOr, Lt LtE, Gt GtE, Eq NotEq, Is IsNot, In NotIn"
 PAIRS = [(getattr(ast, a), getattr(ast, b)) for a, b in map(str.split, PAIRS.split(", "))]

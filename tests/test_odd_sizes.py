@@ -150,11 +150,11 @@ def test_ppo_asks_for_held_out_prompts_of_both_halves_and_not_only_evaluation(tm
     folder = folder_of(tmp_path, village, 1)[0]
     run = SimpleNamespace(folder=str(folder), vocab=Vocab(str(folder)))
     run.config = SimpleNamespace(seed=1)
-    assert [len(rows) for rows in read_prompts(run, BLOCK - ROOM)] == [1, 1]
+    assert [len(rows) for rows in read_prompts(run)] == [1, 1]
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
     write(folder / "prompts.jsonl", [r for r in rows if "split" not in r or half_of(r) == 1])
     with pytest.raises(UserError, match="the final table"):
-        read_prompts(run, BLOCK - ROOM)
+        read_prompts(run)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii:surrogateescape"])

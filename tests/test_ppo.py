@@ -35,7 +35,7 @@ from ppo import (
     value_loss,
 )
 from pretrain import lm_loss
-from rollout import Rollout, in_chunks, reward_scores, sample_rollout
+from rollout import Rollout, first_state, in_chunks, reward_scores, sample_rollout
 
 # ---- the bandit ----
 
@@ -203,6 +203,13 @@ def test_rows_of_a_rollout_keep_all_fields_together_and_lose_their_padding():
             expected = whole[rows] if whole.dim() == 1 else whole[rows][:, :width]
             assert torch.equal(getattr(part, name), expected), f"{name} is of other rows"
         assert part.mask.sum() == rollout.mask[rows].sum(), "a token was cut off"
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_the_first_state_is_before_the_first_answer_of_all(dtype):
+    mask = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]).to(dtype)
+    assert first_state(mask) == 2, "more is computed than is wanted, or less"
+    assert first_state(torch.ones(2, 3).to(dtype)) == 0
 
 
 def test_texts_of_a_rollout_are_the_answers_alone(vocab):

@@ -486,12 +486,11 @@ def test_held_out_metrics_are_of_256_prompts_at_most(monkeypatch):
     found = sft.heldout_metrics(None, [], rows, text, True, run)
     assert found == {"eval/pretrain_loss": 2.5, "eval/score": 256}
     halves = []
-    monkeypatch.setattr("rollout.check_room", lambda *a: None)
     monkeypatch.setattr("rollout.read_jsonl", lambda *a: rows)
     monkeypatch.setattr(
         "rollout.read_heldout", lambda path, fields, final=False: halves.append(final) or rows
     )
-    _, heldout = read_prompts(run, 100)
+    _, heldout = read_prompts(run)
     assert len(heldout) == len(set(heldout)) == 256 and heldout != rows[:256]
     assert halves == [True, False], "both halves are looked for, the other one is used"
 

@@ -11,6 +11,7 @@ import torch
 import comparisons
 import evaluate
 import ppo
+import reward
 import sampling
 from common import masked
 from conftest import equal, log_of, parents_only, run_little, run_main
@@ -35,8 +36,10 @@ def second(little, whole, tmp_path_factory):
     calls = {name: [] for name in ("kl_rewards", "sample_rollout", "forward_values")}
     shutil.copytree(whole, out)
     before = {f.name: f.read_bytes() for f in out.iterdir()}
-    run_little("reward", little[0], out, "--round=2")
     with pytest.MonkeyPatch.context() as m:
+        shown = []
+        m.setattr(reward, "show_samples", lambda model, rows, vocab: shown.extend(rows))
+        run_little("reward", little[0], out, "--round=2")
 
         def spy(name, function):
             def wrapper(*args):
@@ -52,7 +55,7 @@ def second(little, whole, tmp_path_factory):
         for name in calls:
             m.setattr(ppo, name, spy(name, getattr(ppo, name)))
         run_little("ppo", little[0], out, "--round=2")
-    return little[0], out, before, calls
+    return little[0], out, before, {**calls, "shown": shown}
 
 
 def test_round_two_leaves_round_one_as_it_was(second):
@@ -89,7 +92,7 @@ def test_round_two_goes_on_from_round_one_and_is_held_to_sft(second):
 
 
 def test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons(second, vocab):
-    _, out, _, _ = second
+    _, out, _, calls = second
     rows = {
         n: [json.loads(x) for x in open(out / f"{name}.jsonl")]
         for n, name in ((1, "comparisons"), (2, "comparisons-2"))
@@ -108,7 +111,10 @@ def test_round_two_asks_the_newest_policy_and_keeps_the_old_comparisons(second, 
     results = {n: load(str(out / f"{n}.pt"))["results"] for n in ("reward", "reward-2")}
     newest = [name for name in results["reward-2"] if name not in results["reward"]]
     assert newest == ["accuracy_newest", "accuracy_newest_ci"], "accuracy on the new answers alone"
-    heldout, _ = encode_comparisons([r for r in rows[2] if r["split"] == "heldout"], vocab, 128)
+    asked = [r for r in rows[2] if r["split"] == "heldout"]
+    prompts = [r["prompt"] for r in asked]
+    assert [r["prompt"] for r in calls["shown"]] == prompts, "samples are of the newest answers"
+    heldout, _ = encode_comparisons(asked, vocab, 128)
     found = heldout_accuracy(model_from(load(str(out / "reward-2.pt"))), heldout, vocab)
     assert results["reward-2"]["accuracy_newest"] == pytest.approx(found["accuracy"])
     assert {"ceiling", "agreement"} < set(results["reward"]), "what labelers' noise leaves"
