@@ -775,11 +775,12 @@ def scalar(seed=0):
     return model
 
 
-def test_score_is_read_at_the_last_real_token():
-    model, lengths = scalar(), torch.tensor([1, 4, 9])
+@pytest.mark.parametrize("shortest", [1, 3])
+def test_score_is_read_at_the_last_real_token(shortest):
+    model, lengths = scalar(), torch.tensor([shortest, 4, 9])
     tokens = torch.randint(50, (3, 9))
     everywhere = model(tokens)
-    expected = torch.stack([everywhere[0, 0], everywhere[1, 3], everywhere[2, 8]])
+    expected = torch.stack([everywhere[0, shortest - 1], everywhere[1, 3], everywhere[2, 8]])
     got = model.score(tokens, lengths)
     assert torch.allclose(got, expected, atol=1e-6), (
         f"the reward model is read at the wrong token: {got.tolist()}, "
