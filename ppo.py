@@ -189,8 +189,8 @@ def rollout_logprobs(model, rollout, size, temperature=1.0):
 
 
 def forward_values(critic, tokens, start=0):
-    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1,
-    from the state at `start` on."""
+    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1.
+    Those of states before `start` are 0."""
     return F.pad(critic(tokens, start)[:, :-1], (1, 0))
 
 
