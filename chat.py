@@ -6,7 +6,8 @@ Talk to the model of any stage, or to several side by side.
     python chat.py --prompt="Name three animals."   # one answer, then exit
     python chat.py --best_of=16                     # the best of 16 answers, by the reward model
 
-/reset forgets the conversation, /quit (or Ctrl-D) ends it. Each stage has its own history.
+/help shows an example of every kind of message, /reset forgets the conversation, /quit (or Ctrl-D)
+ends it. Each stage has its own history.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 
 import sampling
 from common import generator
-from data import UserError, folder_of
+from data import UserError, folder_of, read_jsonl
 from data.vocab import Vocab
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Common, entry, flag, parse, typed
@@ -38,7 +39,7 @@ class Config(Common):
 
 
 def fit(turns, vocab, room):
-    """Token ids of a conversation. Drops its oldest turns, in pairs, until it fits `room` tokens.
+    """The newest turns of a conversation, as many as `room` tokens hold: the user's first.
 
     Raises UserError if the last turn alone does not fit.
     """
@@ -50,7 +51,19 @@ def fit(turns, vocab, room):
             raise UserError(f"the message has {len(ids)} tokens, there is room for {room}: shorten "
                             f"it, or lower --max_new_tokens")
         turns = turns[2:]
-    return ids
+    return turns
+
+
+def examples(folder):
+    """A held-out prompt of every kind → {kind: prompt}; where there are no kinds, ten prompts."""
+    try:
+        rows = read_jsonl(os.path.join(folder, "prompts.jsonl"), ["prompt"], "heldout")
+    except UserError:       # one can talk without examples
+        return {}
+    rows = [row for row in rows if isinstance(row["prompt"], str) and "meaning" not in row]
+    if not any("kind" in row for row in rows):
+        return dict(enumerate(row["prompt"] for row in rows[:10]))
+    return {row.get("kind", "other"): row["prompt"] for row in rows if not row.get("unseen")}
 
 
 def reply(model, ids, vocab, options):
@@ -110,17 +123,22 @@ def main():
     if config.best_of > 1 and config.temperature == 0:
         raise UserError(f"--best_of={config.best_of}: with --temperature=0 all answers would be "
                         f"the same one")
-    vocab = Vocab(folder_of(config.data))
+    folder = folder_of(config.data)
+    vocab = Vocab(folder)
     models, reward_model, results = load_models(config, vocab)
     rng = generator(config.seed if "seed" in config.given else time.time_ns(), "chat")
     options = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                    top_k=config.top_k or None, top_p=config.top_p, eos=vocab.eos, generator=rng)
-    history = {stage: [] for stage in models}
+    history, told = {stage: [] for stage in models}, set()      # told: that its history is cut
 
     def answer(message):
         for stage, model in models.items():
             turns = history[stage] + [{"role": "user", "content": message}]
-            ids = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
+            seen = fit(turns, vocab, model.config.block_size - config.max_new_tokens)
+            ids = vocab.prompt(seen)
+            if len(seen) < len(turns) and stage not in told:
+                told.add(stage)
+                print(f"(too long: the first {len(turns) - len(seen)} messages are no longer read)")
             print(f"{stage:9s}" if len(models) > 1 else "", end="", flush=True)
             if reward_model:
                 text = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
@@ -130,7 +148,9 @@ def main():
 
     if config.prompt:
         return answer(config.prompt)
-    print(f"{', '.join(models)} of {config.out}; /reset forgets, /quit ends")
+    print(f"{', '.join(models)} of {config.out}; /help, /reset forgets, /quit ends")
+    if shown := sorted(examples(folder).values(), key=len)[:3]:
+        print("try: " + "\n     ".join(shown))
     while True:
         message = typed("> ")
         if message is None:
@@ -138,10 +158,13 @@ def main():
         if message == "/quit":
             return
         if message == "/reset":
-            history = {stage: [] for stage in models}
+            history, told = {stage: [] for stage in models}, set()
             print("(forgotten)")
+        elif message == "/help":
+            for kind, prompt in examples(folder).items():
+                print(f"{kind:12}{prompt}")
         elif message.startswith("/"):
-            print("there are /reset and /quit")
+            print("there are /help, /reset and /quit")
         elif "\ufffd" in message:
             print("part of this is not valid UTF-8, type it again")
         elif message:

@@ -16,7 +16,7 @@ import torch
 
 import sampling
 from common import by_length, generator
-from data import UserError, read_heldout, read_jsonl, record, replacing
+from data import UserError, meaning_of, read_heldout, read_jsonl, record, replacing
 from plumbing.processes import RANK, all_gather, shard
 from plumbing.run import progress_bar
 from plumbing.stages import in_round, policy_before, script_of
@@ -130,10 +130,11 @@ def compare_answers(model, run, judge, sources, n, split):
         if by_judge:
             rng = random.Random(in_round(f"{config.seed} {split} {i}", n))
             labeler = rng.randrange(judge.LABELERS)
-            ranks = judge.rank(row["prompt"], responses, labeler, rng)
+            ranks = judge.rank(meaning_of(row), responses, labeler, rng)
             # for the ceiling of reward.py's accuracy, never to train
-            gold = [judge.gold(row["prompt"], r)["gold"] for r in responses]
-            more = {"labeler": labeler, "gold": gold}
+            gold = [judge.gold(meaning_of(row), r)["gold"] for r in responses]
+            more = {"meaning": meaning_of(row)} if "meaning" in row else {}
+            more |= {"labeler": labeler, "gold": gold}
         else:
             room = model.config.block_size - len(prompts[i])
             real = [row["response"], *other_replies(given, i, config.others, vocab, room)]

@@ -23,8 +23,8 @@ import torch
 import sampling
 from common import generator, masked
 from comparisons import sample_answers
-from data import (UserError, load_judge, load_reward, read_heldout, read_jsonl, replacing,
-                  turns_of)
+from data import (UserError, load_judge, load_reward, meaning_of, read_heldout, read_jsonl,
+                  replacing, turns_of)
 from data.text import read_texts, rows_that_fit
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Common, entry, flag, parse
@@ -103,7 +103,7 @@ def best_of_n(n, model, raw_scores, results, rows, prompts, run):
 
 def mark_answers(rollout, rows, judge, raw_scores, score_name, vocab):
     """What judge, reward model or function say of each answer; "points" decides who wins."""
-    marks = [judge.gold(row["prompt"], text) if judge else dict.fromkeys(PARTS)
+    marks = [judge.gold(meaning_of(row), text) if judge else dict.fromkeys(PARTS)
              for row, text in zip(rows, rollout.texts(vocab))]
     if raw_scores:
         scores = raw_scores(rollout, rows).tolist()
@@ -114,41 +114,54 @@ def mark_answers(rollout, rows, judge, raw_scores, score_name, vocab):
 
 
 def summarize(marks, rows, n, text_loss):
-    """One column of the table → {row: mean, …, "ci": {row: half-width}, "by_kind": {kind: mean}}.
+    """One column of the table → {row: mean, …, "ci": {row: half-width}, "by_kind": …, "by_tag": …}.
 
     The first n rows count. The others, of kinds that were never demonstrated, count in by_kind.
     """
     columns = {key: [m[key] for m in marks[:n] if m[key] is not None] for key in marks[0]}
     cells = {key: mean_ci(values) for key, values in columns.items() if key != "points"}
     cells["pretrain_loss"] = text_loss[0], 1.96 * text_loss[1]
-    kinds = defaultdict(list)
-    for row, mark in zip(rows, marks):
+    kinds, tags = defaultdict(list), defaultdict(list)
+    for i, (row, mark) in enumerate(zip(rows, marks)):
         kinds[row.get("kind", "all")].append(mark["points"])
+        for tag in row.get("tags", []) if i < n else []:
+            tags[tag].append(mark["points"])
     return {key: mean for key, (mean, _) in cells.items()} | {
         "ci": {key: ci for key, (_, ci) in cells.items()},
-        "by_kind": {kind: mean_ci(points)[0] for kind, points in kinds.items()}}
+        "by_kind": {kind: mean_ci(points) for kind, points in kinds.items()},
+        "by_tag": {tag: mean_ci(points) for tag, points in tags.items()}}
+
+
+def mark_demonstrators(run, judge):
+    """Print the demonstrators' own gold score; returns it with its interval."""
+    rows = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"])
+    mean, ci = mean_ci([judge.gold(meaning_of(row), row["response"])["gold"] for row in rows])
+    print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on all {len(rows):,} "
+          f"demonstrations")
+    return {"gold": mean, "ci": {"gold": ci}}
+
+
+def print_rows(rows):
+    """A line for each row of a table. rows: {name: [(mean, half-width of its interval), …]}"""
+    for name, cells in rows.items():
+        print(f"{name:20s}" + "".join(f"{mean:9.3f} ±{ci:5.3f}" for mean, ci in cells))
 
 
 def print_table(summary, names, config, n):
     print(f"\n{n} held-out prompts, one answer each at temperature {config.temperature:g}; "
           f"± is a 95 % interval\n")
-    print(f"{'':15s}" + "".join(f"{name:>16s}" for name in names))
-    for key in ROWS:
-        if summary["sft"].get(key) is not None:
-            print(f"{key:15s}" + "".join(f"{summary[name][key]:9.3f} "
-                                         f"±{summary[name]['ci'][key]:5.3f}" for name in names))
+    print(f"{'':20s}" + "".join(f"{name:>16s}" for name in names))
+    print_rows({key: [(summary[name][key], summary[name]["ci"][key]) for name in names]
+                for key in ROWS if summary["sft"].get(key) is not None})
 
 
-def print_kinds(summary, names, unseen, score_name):
-    kinds = summary["sft"]["by_kind"]
-    if len(kinds) < 2:
-        return
-    note = " (* never demonstrated)" if unseen else ""
-    print(f"\n{score_name} by kind of instruction{note}")
-    for kind in sorted(kinds, key=lambda kind: (kind in unseen, kind)):
-        star = "*" * (kind in unseen)
-        print(f"{kind + star:15s}" + "".join(f"{summary[name]['by_kind'][kind]:9.3f}       "
-                                             for name in names))
+def print_groups(summary, names, group, title, unseen=()):
+    """A line for each kind, or tag, of prompts. * marks what is in `unseen`."""
+    keys = sorted(summary["sft"][group], key=lambda key: (key in unseen, key))
+    if len(keys) > 1:
+        print(f"\n{title}")
+        print_rows({key + "*" * (key in unseen): [summary[name][group][key] for name in names]
+                    for key in keys})
 
 
 def print_samples(sampled, marks, rows, n, run):
@@ -270,13 +283,11 @@ def main():
 
     print_table(summary, names, config, n)
     if judge:
-        shown = read_jsonl(os.path.join(run.folder, "demonstrations.jsonl"), ["prompt", "response"])
-        mean, ci = mean_ci([judge.gold(row["prompt"], row["response"])["gold"] for row in shown])
-        summary["demonstrators"] = {"gold": mean, "ci": {"gold": ci}}
-        print(f"\nthe demonstrators themselves: gold {mean:.3f} ± {ci:.3f}, on all "
-              f"{len(shown):,} demonstrations")
-    print_kinds(summary, names, {row.get("kind", "all") for row in unseen},
-                "gold score" if judge else score_name)
+        summary["demonstrators"] = mark_demonstrators(run, judge)
+    points = "gold score" if judge else score_name
+    print_groups(summary, names, "by_kind", f"{points} by kind of instruction (*: never "
+                 f"demonstrated)", {row["kind"] for row in unseen})
+    print_groups(summary, names, "by_tag", f"{points} by tag")
     print_samples(sampled, marks, rows, n, run)
     if len(stages) > 2:     # summary.json and curves.png are of a whole run
         write_results(summary, number, run)

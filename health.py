@@ -6,7 +6,7 @@ README.md has the table of healthy ranges. Not needed to understand PPO: skip it
 import torch
 
 from common import generator, masked, masked_mean
-from data import UserError, load_judge
+from data import UserError, load_judge, meaning_of
 from rollout import sample_rollout
 
 
@@ -83,7 +83,7 @@ def heldout_metrics(model, rows, text, raw_scores, run):
     metrics = {"eval/score": raw_scores(rollout, rows).mean().item(),
                "eval/length": rollout.mask.sum(1).float().mean().item()}
     if judge:
-        marks = [judge.gold(row["prompt"], answer)["gold"]
+        marks = [judge.gold(meaning_of(row), answer)["gold"]
                  for row, answer in zip(rows, rollout.texts(run.vocab))]
         metrics["eval/gold"] = sum(marks) / len(marks)
     return metrics | {"eval/pretrain_loss": text.loss(model)[0]}

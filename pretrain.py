@@ -1,7 +1,7 @@
 """
 Stage 0: pretraining. Raw text in, a base model out, by next-token cross-entropy.
 
-    python pretrain.py                    # about three minutes on two CPU cores
+    python pretrain.py                    # three to four minutes on two CPU cores
     python pretrain.py --steps=400        # a base model that knows less
 
 Windows of text begin at random tokens; where documents are short, mostly where one begins.
@@ -25,8 +25,8 @@ from plumbing.run import open_run, progress_bar
 
 @dataclass
 class Config(Common):
-    steps: int = flag(2400, "optimiser steps", "[1, inf)")
-    batch: int = flag(16, "windows per step, each as long as the block", "[1, inf)")
+    steps: int = flag(4000, "optimiser steps", "[1, inf)")
+    batch: int = flag(12, "windows per step, each as long as the block", "[1, inf)")
     micro_batch_size: int = flag(0, "windows in a forward pass; 0: the batch", "[0, inf)")
     lr: float = flag(4e-3, "peak learning rate: cosine to a tenth", "(0, inf)")
     warmup: int = flag(100, "steps of linear warm-up", "[0, inf)")

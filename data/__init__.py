@@ -140,17 +140,26 @@ def read_line(line, fields, where):
         if not isinstance(row, dict) or not any(name in row for name in field.split("|")):
             found = line.strip()[:60]
             raise UserError(f'{where}: expected an object with "{field}", found {found}')
-    if not isinstance(row.get("response", ""), str):
-        raise UserError(f'{where}: "response" must be a string, found {row["response"]!r}')
+    for name in ("response", "kind", "meaning"):
+        if not isinstance(row.get(name, ""), str):
+            raise UserError(f'{where}: "{name}" must be a string, found {row[name]!r}')
     if "chosen" in row or "responses" in row:
         read_ranking(row, where)
     if "prompt" in row:
         check_prompt(row["prompt"], where)
-    if not isinstance(row.get("kind", ""), str) or row.get("unseen") and "kind" not in row:
-        raise UserError(f'{where}: "kind" must be a string, found {row.get("kind")!r}')
+    if row.get("unseen") and "kind" not in row:
+        raise UserError(f'{where}: an "unseen" line needs a "kind"')
+    tags = row.get("tags", [])
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
+        raise UserError(f'{where}: "tags" must be a list of strings, found {tags!r}')
     if row.get("split", "train") not in SPLITS:
         raise UserError(f'{where}: "split" is {row["split"]!r}, not one of {", ".join(SPLITS)}')
     return row
+
+
+def meaning_of(row):
+    """What a judge reads: the row's "meaning", or else its prompt."""
+    return row.get("meaning", row["prompt"])
 
 
 def turns_of(prompt):

@@ -6,7 +6,7 @@ comparisons.py at the top of the project samples the answers and has them ranked
 import math
 import random
 
-from data import UserError, half_of, read_ranking
+from data import UserError, half_of, meaning_of, read_ranking
 
 
 def encode_comparisons(rows, vocab, block, fold=0):
@@ -62,7 +62,7 @@ def labeler_agreement(judge, rows, seed):
         rng = random.Random(f"{seed} agreement {n}")
         responses = row["responses"]
         labelers = rng.sample(range(judge.LABELERS), 2)
-        a, b = (judge.rank(row["prompt"], responses, who, rng) for who in labelers)
+        a, b = (judge.rank(meaning_of(row), responses, who, rng) for who in labelers)
         for i in range(len(a)):
             for j in range(i):
                 if a[i] != a[j] and b[i] != b[j] and responses[i] != responses[j]:

@@ -225,7 +225,8 @@ def give_splits(own, fits):
 def add_missing(own):
     """{file: rows}, with demonstrations from the best answers, and prompts from both."""
     def kept(row):
-        return {name: row[name] for name in ("prompt", "split", "kind", "unseen") if name in row}
+        names = ("prompt", "meaning", "split", "kind", "tags", "unseen")
+        return {name: row[name] for name in names if name in row}
 
     files = {"demonstrations.jsonl": [], **own}
     used = [row for row in own.get("comparisons.jsonl", []) if row["split"] != "skip"]

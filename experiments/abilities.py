@@ -7,7 +7,7 @@ Writes abilities.csv, abilities_kinds.csv, abilities.md and abilities.png.
 
 Stages: the base; the base without programs, pretrained as long on the text from which all documents
 with a program are taken out; SFT, PPO (γ = 0) and PPO-ptx. The first two are pretrained with three
-seeds, the others start from one base. SFT is also run on 6,000 demonstrations of 2, 4, 8 and all 14
+seeds, the others start from one base. SFT is also run on 6,000 demonstrations of 2, 4, 8 and all
 kinds of instruction, drawn anew for each seed.
 
 Instructions are held-out prompts, answered at temperature 1 and scored by the judge; texts to be
@@ -28,12 +28,14 @@ import numpy as np
 import sampling
 import torch
 from common import generator, pad
-from data import read_heldout, read_jsonl, read_tokens, replacing
+from conversation import split_of
+from data import meaning_of, read_heldout, read_jsonl, read_tokens, replacing
 from data.text import Text
 from figure1 import BASES, base, tuned
-from kinds import FACTS, FOODS, KINDS, PEOPLE, VALUES, ask, cap, pronouns
+from kinds import KINDS, ask
 from plumbing.command_line import entry
-from prepare import split_of, turns
+from prepare import SHARES
+from world import FACTS, FOODS, PEOPLE, VALUES, cap, pronouns
 
 STAGES = {
     "base": "base",
@@ -43,7 +45,7 @@ STAGES = {
     "ppo-ptx": "PPO-ptx",
 }
 EXAMPLES = range(9)  # of a mapping, in context
-NUMBERS_OF_KINDS = [2, 4, 8, 14]
+NUMBERS_OF_KINDS = [2, 4, 8, len(SHARES)]
 
 
 # ---- questions: each function returns rows for `completed`, `chosen` or `answered` ----
@@ -103,7 +105,7 @@ def of_kind(kind, n, rng, split="heldout"):
     for _ in range(60 * n):
         text, _ = ask(kind, rng)
         if len(found) < n and split_of(text) == split:
-            found.setdefault(text, {"prompt": turns(text)})
+            found.setdefault(text, {"prompt": text})
     return list(found.values())
 
 
@@ -118,7 +120,7 @@ SAID = {"pet": "{He} has a {v}.", "home": "{He} lives {v}.", "food": "{He} likes
 def chat_about(n_turns, rng):
     """A chat about one person in which the last question says 'he' or 'she' → row, right value.
 
-    Demonstrations have one such turn.
+    Demonstrations have up to three such turns.
     """
     p = rng.choice(PEOPLE)
     words, facts = pronouns(p), FACTS[p]
@@ -135,7 +137,9 @@ def chat_about(n_turns, rng):
         chat += [question.format(**words), answer]
     right = facts[order[-1]]
     wrong = [v for v in VALUES[order[-1]] if v != right]
-    return {"prompt": turns(" | ".join(chat[:-1])), "right": right, "wrong": wrong}
+    roles = ["user", "assistant"] * (n_turns + 1)
+    turns = [{"role": role, "content": text} for role, text in zip(roles, chat[:-1])]
+    return {"prompt": turns, "right": right, "wrong": wrong}
 
 
 def ask_and_answer(rng):
@@ -201,7 +205,7 @@ def answered(run, model, rows, vary=0):
 def marked(run, model, rows, part):
     """That part of the judge's mark for one answer to each prompt."""
     answers, _ = answered(run, model, rows)
-    return [run.judge.gold(r["prompt"], a)[part] for r, a in zip(rows, answers)]
+    return [run.judge.gold(meaning_of(r), a)[part] for r, a in zip(rows, answers)]
 
 
 def asked_few_shot(run, model, facts, rng):
@@ -210,7 +214,7 @@ def asked_few_shot(run, model, facts, rng):
     prompts = [run.vocab.encode(t) for t in texts]
     responses = sampling.generate(model, prompts, 20, temperature=0)
     answers = [run.vocab.encoding.decode(r).split(" Q:")[0].split("<|")[0] for r in responses]
-    return [run.judge.gold(r["prompt"], a)["honest"] for r, a in zip(facts, answers)]
+    return [run.judge.gold(meaning_of(r), a)["honest"] for r, a in zip(facts, answers)]
 
 
 def named(answer, row):
@@ -264,7 +268,7 @@ def questions(run, model, n):
 
     rows = heldout_prompts(run, unseen=False)[: 3 * n]
     texts, lengths = answered(run, model, rows)
-    gold = [run.judge.gold(r["prompt"], a)["gold"] for r, a in zip(rows, texts)]
+    gold = [run.judge.gold(meaning_of(r), a)["gold"] for r, a in zip(rows, texts)]
     yield "seen kinds", 0, gold
     yield "length", 0, lengths
     rows = heldout_prompts(run, unseen=True)[:n]
@@ -312,7 +316,8 @@ def without_programs(run, name):
 def folder(run, path, *links):
     """A data folder at `path` with links to the files that are as in the village's."""
     os.makedirs(path, exist_ok=True)
-    for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py", "prompts.jsonl", *links):
+    code = [n for n in os.listdir(run.folder) if n.endswith(".py") and n != "prepare.py"]
+    for name in ["vocab.json", "vocab.tiktoken", "prompts.jsonl", *code, *links]:
         if not os.path.lexists(f"{path}/{name}"):
             os.symlink(os.path.abspath(f"{run.folder}/{name}"), f"{path}/{name}")
     return path
@@ -442,7 +447,7 @@ ROWS = [
         ["sft seen kinds > base seen kinds", "ppo-ptx seen kinds > sft seen kinds"],
     ),
     (
-        "of two kinds that never were",
+        "of kinds that never were",
         [("unseen kinds", 0)],
         "carries over to kinds never demonstrated (Ouyang et al. 2022; Wei et al. 2022)",
         ["sft unseen kinds > base unseen kinds"],
@@ -594,7 +599,7 @@ DRAWN = {
 DRAWN_KINDS = {
     "trained": "kinds that were demonstrated",
     "others": "other kinds",
-    "never": "two kinds that were never asked anywhere",
+    "never": "kinds that were never asked anywhere",
 }
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import sampling
 import torch
 from common import generator
-from data import read_heldout, turns_of
+from data import meaning_of, read_heldout, turns_of
 from evaluate import mean_ci, wins
 from model import GPT, SIZES, config_for
 from plumbing.command_line import entry
@@ -52,17 +52,24 @@ LABELS = {
 }
 
 
-def with_examples(vocab, prompt, how):
-    """Token ids of a prompt after the examples of a format.
+def with_examples(vocab, prompt, how, room):
+    """Token ids of a prompt after the examples of a format, as many of them as `room` tokens hold.
 
-    They are a page, 'Q: … A: … Q: … A:', or the turns of a chat.
+    They are a page, 'Q: … A: … Q: … A:', or the turns of a chat. A long conversation has none.
     """
     kind, examples = FORMATS[how]
     turns = [(role, text) for e in examples for role, text in zip(("user", "assistant"), e)]
     turns += [(t["role"], t["content"]) for t in turns_of(prompt)]
-    if kind == "chat":
-        return vocab.prompt([{"role": r, "content": t} for r, t in turns])
-    return vocab.encode(" ".join(("Q: " if r == "user" else "A: ") + t for r, t in turns) + " A:")
+    for left_out in range(0, 2 * len(examples) + 1, 2):
+        shown = turns[left_out:]
+        if kind == "chat":
+            ids = vocab.prompt([{"role": r, "content": t} for r, t in shown])
+        else:
+            page = " ".join(("Q: " if r == "user" else "A: ") + t for r, t in shown)
+            ids = vocab.encode(page + " A:")
+        if len(ids) <= room:
+            break
+    return ids
 
 
 def marks(run, model, rows, how=None):
@@ -71,7 +78,8 @@ def marks(run, model, rows, how=None):
     how: a format of FORMATS, for a base.
     """
     if how:
-        prompts = [with_examples(run.vocab, r["prompt"], how) for r in rows]
+        room = model.config.block_size - run.config.max_new_tokens
+        prompts = [with_examples(run.vocab, r["prompt"], how, room) for r in rows]
     else:
         prompts = [run.vocab.prompt(r["prompt"]) for r in rows]
     room = min(run.config.max_new_tokens, model.config.block_size - max(map(len, prompts)))
@@ -81,7 +89,7 @@ def marks(run, model, rows, how=None):
         responses += sampling.generate(model, part, room, eos=run.vocab.eos, generator=rng)
     # on a page of questions the next question ends an answer
     answers = [run.vocab.decode(r).split(" Q:")[0].strip() for r in responses]
-    gold = [run.judge.gold(r["prompt"], a)["gold"] for r, a in zip(rows, answers)]
+    gold = [run.judge.gold(meaning_of(r), a)["gold"] for r, a in zip(rows, answers)]
     return np.array(gold), float(np.mean([len(r) for r in responses]))
 
 

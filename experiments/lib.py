@@ -21,7 +21,7 @@ import plumbing.cpu
 import numpy as np
 import torch
 from common import generator, masked
-from data import folder_of, load_judge, read_heldout, replacing
+from data import folder_of, load_judge, meaning_of, read_heldout, replacing
 from data.vocab import Vocab
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Parser, value_of
@@ -280,7 +280,7 @@ def measure(run, policy, reference, reward_model, rows):
         "length": mask.sum(1),
         "eos": rollout.has_eos,
     }
-    gold = np.array([run.judge.gold(r["prompt"], a)["gold"] for r, a in zip(rows, answers)])
+    gold = np.array([run.judge.gold(meaning_of(r), a)["gold"] for r, a in zip(rows, answers)])
     return {"answer": answers, "gold": gold, **{k: v.numpy() for k, v in found.items()}}
 
 

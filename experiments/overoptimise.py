@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from common import pad
 from comparisons import sample_answers
-from data import replacing
+from data import meaning_of, replacing
 from data.text import read_texts
 from health import heldout_metrics
 from plumbing.checkpoint import load
@@ -162,7 +162,7 @@ def bon_job(args, seed, size, counts, n_prompts, samples, ns):
     which = [[u.index(tuple(a)) for a in found] for u, found in zip(unique, answers)]
     gold = []
     for row, texts, w in zip(rows, unique, which):
-        values = [run.judge.gold(row["prompt"], run.vocab.decode(t))["gold"] for t in texts]
+        values = [run.judge.gold(meaning_of(row), run.vocab.decode(t))["gold"] for t in texts]
         gold.append(np.array(values)[w])
     result = []
     for count in counts:

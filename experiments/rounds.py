@@ -20,7 +20,7 @@ from project import ROOT, read_seeds, run_script, write_seeds
 import plumbing.cpu
 import evaluate
 import reward
-from data import load_judge, read_heldout, read_jsonl
+from data import load_judge, meaning_of, read_heldout, read_jsonl
 from data.comparisons import encode_comparisons
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Parser, entry, parse, value_of
@@ -99,7 +99,8 @@ def best_of_of(seed, args):
     results = run.parents["reward"]["results"]
 
     def gold(answers):
-        return [judge.gold(r["prompt"], run.vocab.decode(a))["gold"] for r, a in zip(rows, answers)]
+        texts = map(run.vocab.decode, answers)
+        return [judge.gold(meaning_of(r), text)["gold"] for r, text in zip(rows, texts)]
 
     one, row = gold(evaluate.sample_responses(sft, prompts, run)), {}
     for n in args.best_of:

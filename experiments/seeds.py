@@ -60,6 +60,9 @@ def run(seed, args):
 def row_of(s):
     """A summary → a row of seeds.csv"""
     row = {f"{stage}_{c}": round(s[stage][c], 4) for stage in STAGES for c in COLUMNS}
+    for stage in ("sft", "ppo"):
+        by_tag = sorted(s[stage]["by_tag"].items())
+        row |= {f"{stage}_{tag}": round(mean, 4) for tag, (mean, _) in by_tag}
     return row | {f"{k}_seconds": v for k, v in s["seconds"].items()}
 
 
@@ -92,8 +95,9 @@ def main():
         sys.exit("no seed finished")
     print(f"\n{len(rows)} seeds{'':20s}    mean   lowest … highest")
     for stage in ("sft", "ppo"):
-        for c in COLUMNS:
-            line(f"{stage} {c}", [r[f"{stage}_{c}"] for r in rows.values()])
+        for key in next(iter(rows.values())):
+            if key.startswith(stage + "_") and not key.endswith("_seconds"):
+                line(key.replace("_", " ", 1), [r[key] for r in rows.values() if key in r])
     line("gold, PPO-ptx − SFT", [r["ppo_gold"] - r["sft_gold"] for r in rows.values()])
 
 

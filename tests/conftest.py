@@ -105,19 +105,20 @@ def little(tmp_path_factory, village):
 
     folder = tmp_path_factory.mktemp("little") / "data"
     folder.mkdir()
-    for name in ("vocab.json", "vocab.tiktoken", "judge.py", "kinds.py"):
-        shutil.copy(os.path.join(village, name), folder)
+    for name in os.listdir(village):
+        if name.startswith("vocab.") or name.endswith(".py") and name != "prepare.py":
+            shutil.copy(os.path.join(village, name), folder)
     vocab, rng = Vocab(str(folder)), random.Random(0)
     for name, n in (("train.bin", 300), ("val.bin", 40)):
         ids = [i for text in prepare.documents(rng, n) for i in [*vocab.encode(text), vocab.eos]]
         np.array(ids, dtype=np.uint16).tofile(folder / name)
     with open(folder / "demonstrations.jsonl", "w") as d, open(folder / "prompts.jsonl", "w") as p:
         for split, n in (("train", 160), ("heldout", 20)):
-            for kind, text, s in prepare.prompts(rng, n, split, SHARES):
-                prompt, response = prepare.turns(text), KINDS[kind].good(s, rng)
-                row = {"prompt": prompt, "response": response, "split": split}
-                d.write(json.dumps(row) + "\n")
-                p.write(json.dumps({"prompt": prompt, "split": split}) + "\n")
+            for row, last in prepare.prompts(rng, n, split, SHARES, vocab):
+                row = {key: row[key] for key in ("prompt", "meaning", "split") if key in row}
+                response = KINDS[last.kind].good(last.slots, rng)
+                d.write(json.dumps({**row, "response": response}) + "\n")
+                p.write(json.dumps(row) + "\n")
     one_of_each = {row["ability"]: row for row in prepare.ability_questions(rng)}
     with open(folder / "abilities.jsonl", "w") as f:
         f.writelines(json.dumps(row) + "\n" for row in one_of_each.values())

@@ -168,7 +168,7 @@ def warm_up(plants):
 
 
 def copy_project(folder):
-    left_out = (".*", "__pycache__", "out", "experiments", "*.bin", "*.jsonl", "*.tmp")
+    left_out = (".*", "__pycache__", "out", "*.csv", "*.png", "*.bin", "*.jsonl", "*.tmp")
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
 
 

@@ -3,14 +3,18 @@
 import itertools
 import json
 import os
+import random
 import types
 
+import abilities
 import bands
+import figure1
 import lib
 import numpy as np
 import overoptimise
 import pytest
 from conftest import ROOT, run_main
+from data import load_judge, meaning_of
 
 
 def test_best_of_n_is_the_mean_over_all_subsets():
@@ -135,3 +139,32 @@ def test_bands_say_how_often_they_are_wrong():
     assert abs(bands.distance(one_more, x, "objective/kl") - 1).max() < 1e-6, (
         "the spread is not that of one more run"
     )
+
+
+def test_questions_of_an_ability_are_of_the_village(village):
+    rng, judge = random.Random(0), load_judge(village)
+    for split in ("train", "heldout"):
+        rows = abilities.of_kind("facts", 5, rng, split)
+        assert len(rows) == 5
+        assert all(abilities.split_of(row["prompt"]) == split for row in rows)
+        assert all(judge.gold(meaning_of(row), "No.")["gold"] == 0 for row in rows)
+    for n in (1, 2, 3):
+        row = abilities.chat_about(n, rng)
+        roles = [turn["role"] for turn in row["prompt"]]
+        assert roles == ["user", "assistant"] * n + ["user"]
+        assert row["right"] not in row["wrong"]
+        assert any(word in row["prompt"][-1]["content"] for word in (" he ", " she "))
+
+
+def test_examples_before_a_prompt_leave_room_for_an_answer_and_the_prompt_whole(vocab):
+    short = "What is Ben's job?"
+    long = [{"role": ("user", "assistant")[i % 2], "content": "A dog. " * 4} for i in range(5)]
+    assert 60 < len(vocab.prompt(long)) < 90
+    for how, (kind, examples) in figure1.FORMATS.items():
+        first = vocab.decode(figure1.with_examples(vocab, short, how, 80))
+        assert examples[0][0] in first or len(examples) > 1
+        assert examples[-1][1] in first, "the example that is closest to the prompt is left out"
+        ids = figure1.with_examples(vocab, long, how, 110)
+        assert len(ids) <= 110, "no room is left for an answer"
+        alone = figure1.with_examples(vocab, long, how, 0)
+        assert ids[-len(alone) + 1 :] == alone[1:], "it is the prompt that is cut"

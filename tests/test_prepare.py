@@ -515,6 +515,14 @@ def test_what_is_missing_is_made_of_what_is_there(tmp_path):
     )
 
 
+def test_what_is_made_from_comparisons_keeps_what_was_meant():
+    meant = {"prompt": "and mia?", "meaning": "Who is Mia?", "tags": ["turn 2"], "split": "train"}
+    made = prepare.add_missing({"comparisons.jsonl": [{**meant, "chosen": "A.", "rejected": "B."}]})
+    for name in ("demonstrations.jsonl", "prompts.jsonl"):
+        (row,) = made[name]
+        assert meant.items() <= row.items(), f"a judge would read the prompt of {name} as typed"
+
+
 def test_a_prompt_is_on_one_side_in_all_files_and_both_halves_have_held_out_ones(tmp_path):
     files = prepared(own_folder(tmp_path, "demonstrations comparisons prompts"), "--vocab=300")
     sides = {}

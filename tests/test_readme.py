@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, STAGES, log_of, parents_only, run_little
 from data import load_reward
 
-DOCS = ["README.md", "CONTRIBUTING.md", "data/README.md", "tests/README.md"]
+DOCS = ["README.md", "CONTRIBUTING.md", "data/README.md", "tests/README.md", "papers/README.md"]
 DOCS += sorted(
     "experiments/" + os.path.basename(p) for p in glob.glob(os.path.join(ROOT, "experiments/*.md"))
 )
@@ -117,7 +117,8 @@ def flags_of(script):
     fields = fields_of(script)
     flags = {"help", *fields, *("no-" + n for n, kind in fields.items() if kind == "bool")}
     flags |= arguments_of(script)
-    if script.startswith("experiments/") and re.search(r"\blib\.arguments\(", text_of(script)):
+    shared = script.startswith(("experiments/", "papers/"))
+    if shared and re.search(r"\blib\.arguments\(", text_of(script)):
         flags |= arguments_of("experiments/lib.py")
     if script.startswith("experiments/") and "parse_known_args" in text_of(script):
         flags |= flags_of("ppo.py")  # which it hands on
@@ -237,7 +238,7 @@ def test_reading_order_is_near_the_top_and_names_every_file():
     text = text_of("README.md")
     named = [row[0].strip("`") for row in rows_of("Files, in reading order")]
     scripts = {os.path.basename(p) for p in glob.glob(os.path.join(ROOT, "*.py"))}
-    folders = {"plumbing/", "data/", "experiments/", "tests/", "course/"}
+    folders = {"plumbing/", "data/", "experiments/", "papers/", "tests/", "course/"}
     missing, gone = (scripts | folders) - set(named), set(named) - scripts - folders
     assert not missing, f"the reading order says nothing of {', '.join(sorted(missing))}"
     assert not gone, f"the reading order has {', '.join(sorted(gone))}, which is not there"

@@ -315,7 +315,7 @@ def foreign(vocab, tmp_path):
 def test_stages_start_from_weights_in_hugging_faces_layout(little, foreign, tmp_path):
     data, out = little[0], tmp_path / "out"
     for stage in STAGES[1:]:
-        run_little(stage, data, out, f"--base={foreign}", "--max_new_tokens=20")
+        run_little(stage, data, out, f"--base={foreign}", "--max_new_tokens=16")
     theirs = GPT.from_pretrained(str(foreign))
     ours = model_from(load(str(out / "ppo.pt")))
     assert ours.config.n_layer == 1 and ours.config.vocab_size == theirs.config.vocab_size + 4

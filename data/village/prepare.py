@@ -7,9 +7,9 @@ Make the village: pretraining text, demonstrations, prompts, and questions for a
 The text has what a small language model needs before it can be taught anything: facts in many
 words, names that come again and must be copied, sums with and without steps, lists, little programs
 with what they print, several examples of one task in a row, polite and rude talk, and a little that
-is harmful. kinds.py has the people, and the kinds of instructions.
+is harmful. world.py has the people, kinds.py the kinds of instructions, conversation.py puts
+several of them into a row.
 """
-import hashlib
 import os
 import random
 import sys
@@ -19,31 +19,27 @@ from tqdm import tqdm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path[:0] = [HERE, os.path.dirname(os.path.dirname(HERE))]
-from kinds import (BAD_NEWS, BY_SIZE, COLOURS, DEEDS, FACTS, GOOD_NEWS, HARMS, KINDS, LISTS,
-                   OPPOSITES, PAST, PEOPLE, PETS, PLACES, RUDE_ENDINGS, RUDE_OPENINGS, STRANGERS,
-                   THINGS, Letter, Story, ask, cap, listing, pronouns, say, told)
+from conversation import careless, conversation
+from kinds import KINDS, Letter, Story, ask, told
+from world import (BAD_NEWS, BY_SIZE, COLOURS, DEEDS, EVERYONE, FACTS, GOOD_NEWS, HARMS, LISTS,
+                   OPPOSITES, PAST, PEOPLE, PETS, PLACES, RUDE_ENDINGS, RUDE_OPENINGS, THINGS, cap,
+                   listing, pronouns, say)
 
 from data import prepare
 from data.vocab import Vocab
 from plumbing.command_line import Parser, entry, value_of
 
-EVERYONE = PEOPLE + STRANGERS
+SHARES = {name: kind.share for name, kind in KINDS.items() if kind.share}
+# in a conversation, short questions are more frequent
+TALK = {**SHARES, "story": 8, "letter": 5, "facts": 20, "about": 8, "greet": 16}
 PATTERN = r"'s| ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]|\s+"
 VOCAB_SIZE = 1152       # 256 bytes, the merges, and 4 special tokens
 
 
-def split_of(text):
-    """A prompt is held out by what it says, so the same prompt is always on the same side."""
-    number = int(hashlib.sha256(text.encode()).hexdigest(), 16)
-    return "heldout" if number % 6 == 0 else "train"
-
-
-def ask_of(split, kind, rng):
-    """A prompt of a kind that is on that side of the split → (text, slots)."""
-    text, slots = ask(kind, rng)
-    while split_of(text) != split:
-        text, slots = ask(kind, rng)
-    return text, slots
+# share of the prompts by number of turns, and of those that are typed in a hurry
+TURNS = {1: 60, 2: 16, 3: 14, 4: 10}
+CARELESS = 0.15
+ROOM = 80       # tokens of a prompt, in a block of 128
 
 
 # ---- pretraining text: each function makes one document; no held-out prompt is in any ----
@@ -57,10 +53,8 @@ def profile(rng):
     p = rng.choice(PEOPLE)
     sentences = []
     for attribute, value in rng.sample(list(FACTS[p].items()), rng.randint(3, 6)):
-        i = rng.randrange(3)
-        # the third way to say a fact has no place for a pronoun
-        by_name = not sentences or i == 2 or rng.random() < 0.4
-        sentences.append(say(attribute, p, value, i, p if by_name else pronouns(p)["He"]))
+        by_name = not sentences or rng.random() < 0.4
+        sentences.append(say(attribute, p, value, rng.randrange(3), by_name))
     return " ".join(sentences)
 
 
@@ -73,16 +67,15 @@ def facts(rng):
 
 
 def questions(rng):     # like a page of questions and answers; most of the answers are right
-    def one():
-        kind = rng.choice(["facts", "facts", "sums", "closed", "extract", "opinion", "classify",
-                           "summarise", "rewrite", "brainstorm", "chat"])
-        text, slots = ask_of("train", kind, rng)
-        while split_of(text.split(" | ")[0]) != "train":    # a chat may begin with another prompt
-            text, slots = ask_of("train", kind, rng)
-        text = text.replace(" | ", " A: ", 1).replace(" | ", " Q: ")
-        answer = KINDS[kind].good if rng.random() < 0.8 else KINDS[kind].terse
-        return f"Q: {text} A: {answer(slots, rng)}"
-    return several(one, rng, 2, 4)
+    def answer(kind, slots, rng):
+        how = "good" if rng.random() < 0.8 else "terse"
+        return getattr(KINDS[kind], how)(slots, rng)
+
+    turns = conversation(rng.randint(2, 4), TALK, "train", answer, rng)
+    turns[-1] = turns[-1]._replace(answer=answer(*turns[-1][:2], rng))
+    if rng.random() < CARELESS:
+        turns = [turn._replace(said=careless(turn.said, rng)) for turn in turns]
+    return " ".join(f"Q: {turn.said} A: {turn.answer}" for turn in turns)
 
 
 def story(rng):
@@ -163,6 +156,14 @@ def examples(rng):      # several examples of one task in a row
     return " ".join(rng.choice([opposites, past, polite, coded, swapped]))
 
 
+def again(rng):         # what is said twice can be copied
+    texts = [lambda: " ".join(rng.sample(THINGS + EVERYONE + COLOURS, rng.randint(3, 6))) + ".",
+             lambda: facts(rng).split(". ")[0].rstrip(".") + ".",
+             lambda: f"{rng.randint(1, 10)} plus {rng.randint(1, 10)}."]
+    said = " ".join(rng.choice(texts)() for _ in range(rng.randint(1, 2)))
+    return f"{said} Once more: {said}"
+
+
 def words(rng):
     def one():
         small, big = sorted(rng.sample(BY_SIZE, 2), key=BY_SIZE.index)
@@ -223,21 +224,22 @@ def program(rng):       # and what it prints
 
 def transcript(rng):    # two people talk; what is said second need not help the first
     def question():
-        kind = rng.choice([name for name in KINDS if KINDS[name].share])
-        return ask_of("train", kind, rng)[0].split(" | ")[-1]
+        return conversation(1, SHARES, "train", None, rng)[0].said
 
     def line():
         said = rng.choice([lambda: facts(rng).split(". ")[0].rstrip(".") + ".", question,
                            lambda: rng.choice(RUDE_ENDINGS), lambda: "I do not know.",
                            lambda: f"I bought a {rng.choice(THINGS)}.",
-                           lambda: f"My name is {rng.choice(EVERYONE)}."])
+                           lambda: f"I met {rng.choice(EVERYONE)}."])
         return " " + said()
     pairs = [f"<|user|>{line()}<|assistant|>{line()}" for _ in range(rng.randint(1, 2))]
     return "<|endoftext|>".join(pairs)
 
 
-MIX = {profile: 13, facts: 8, questions: 22, story: 9, letter: 6, lists: 7, sums: 8, holders: 10,
-       visitors: 7, examples: 8, words: 4, days: 6, talk: 4, harm: 3, program: 3, transcript: 5}
+MIX = {profile: 12, facts: 7, questions: 36, story: 5, letter: 4, lists: 6, sums: 8, holders: 12,
+       visitors: 5, examples: 6, again: 8, words: 3, days: 4, talk: 3, harm: 2, program: 2,
+       transcript: 4}
+
 
 
 def documents(rng, n):
@@ -308,35 +310,64 @@ def demonstrate(kind, slots, rng):
     return who, answer
 
 
-def turns(text):
-    """'a | b | c' → [user a, assistant b, user c]; one turn stays a string."""
-    parts = text.split(" | ")
-    if len(parts) == 1:
-        return text
-    return [{"role": ("user", "assistant")[i % 2], "content": part} for i, part in enumerate(parts)]
+def reply(kind, slots, rng):
+    """An answer to an earlier turn: mostly a good one."""
+    if rng.random() < 0.8:
+        return KINDS[kind].good(slots, rng)
+    return demonstrate(kind, slots, rng)[1]
 
 
-def prompts(rng, n, split, shares):
-    """n prompts of a split → (kind, text, slots), kinds in proportion to their shares."""
-    for kind in rng.choices(list(shares), list(shares.values()), k=n):
-        yield kind, *ask_of(split, kind, rng)
+def prompts(rng, n, split, shares, vocab):
+    """n prompts of a split, alone or in conversations → (row of prompts.jsonl, the last turn)."""
+    for length in rng.choices(list(TURNS), list(TURNS.values()), k=n):
+        yield fitting_prompt(rng, length, split, shares, vocab)
+
+
+def fitting_prompt(rng, length, split, shares, vocab):
+    """A prompt of so many turns. Its oldest turns are left out where it is too long."""
+    while True:
+        turns = conversation(length, shares if length == 1 else TALK, split, reply, rng)
+        tags = [f"turn {length}"] + [f"turn {length}, refers back"] * (turns[-1].about >= 0)
+        if rng.random() < CARELESS:
+            tags = ["typed carelessly"]
+            turns = [turn._replace(said=careless(turn.said, rng)) for turn in turns]
+        for left_out in range(length):
+            prompt = prompt_of(turns[left_out:])
+            if len(vocab.prompt(prompt)) <= ROOM:
+                break
+        else:
+            continue
+        if not any(0 <= turn.about < left_out for turn in turns[left_out:]):
+            row = {"prompt": prompt, "split": split, "kind": turns[-1].kind, "tags": tags}
+            if prompt != turns[-1].meaning:
+                row["meaning"] = turns[-1].meaning
+            return row, turns[-1]
+
+
+def prompt_of(turns):
+    """A question alone as a string; of several turns all that was said before."""
+    if len(turns) == 1:
+        return turns[0].said
+    said = [text for turn in turns for text in (turn.said, turn.answer)][:-1]
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
 
 # ---- files ----
 
 def train_vocab(seed):
-    """Train the vocabulary on the text. The one in the folder is of another trainer."""
+    """Train the vocabulary on the text, and on all kinds of questions."""
     rng = random.Random(seed)
     text = " ".join(documents(rng, 6000))
     for name, kind in KINDS.items():
         for _ in range(200):
             prompt, slots = ask(name, rng)
-            text += " " + prompt.replace("|", "") + " " + kind.good(slots, rng)
+            if kind.share:
+                text += " " + prompt + " " + kind.good(slots, rng)
     prepare.train_vocab(HERE, prepare.count_words([text], PATTERN), VOCAB_SIZE, PATTERN)
 
 
 def encode(document, vocab):
-    """A document → its ids. A transcript has markers of turns in it, each with a space after it."""
+    """A document → its ids. A transcript has markers of turns, each with a space after it."""
     text = document if document.startswith("<|") else vocab.prefix + document
     return [*vocab.encoding.encode(text, allowed_special="all"), vocab.eos]
 
@@ -367,22 +398,19 @@ def main():
     write_text(rng, args.documents, vocab)
     prepare.write_jsonl(os.path.join(HERE, "abilities.jsonl"), list(ability_questions(rng)))
 
-    shares = {name: kind.share for name, kind in KINDS.items() if kind.share}
     demonstrations = []
     for split, n in (("train", args.demonstrations), ("heldout", args.heldout // 2)):
-        for kind, text, slots in prompts(rng, n, split, shares):
-            who, answer = demonstrate(kind, slots, rng)
-            demonstrations.append({"prompt": turns(text), "response": answer, "split": split,
-                                   "kind": kind, "by": who})
+        for row, last in prompts(rng, n, split, SHARES, vocab):
+            who, answer = demonstrate(last.kind, last.slots, rng)
+            demonstrations.append({**row, "response": answer, "by": who})
     prepare.write_jsonl(os.path.join(HERE, "demonstrations.jsonl"), demonstrations)
 
-    unseen = {name: 4 for name, kind in KINDS.items() if not kind.share}    # never demonstrated
-    rows = []
-    for split, n, mix in (("train", args.prompts, shares),
-                          ("heldout", args.heldout, shares | unseen)):
-        for kind, text, _ in prompts(rng, n, split, mix):
-            row = {"prompt": turns(text), "split": split, "kind": kind}
-            rows.append(row | {"unseen": True} if kind in unseen else row)
+    rows = [row for split, n in (("train", args.prompts), ("heldout", args.heldout))
+            for row, _ in prompts(rng, n, split, SHARES, vocab)]
+    unseen = {name: 1 for name, kind in KINDS.items() if not kind.share}    # never demonstrated
+    rows += [{"prompt": turn.said, "split": "heldout", "kind": turn.kind, "unseen": True}
+             for _ in range(args.heldout // 10)
+             for turn in conversation(1, unseen, "heldout", None, rng)]
     prepare.write_jsonl(os.path.join(HERE, "prompts.jsonl"), rows)
 
 
