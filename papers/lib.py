@@ -16,7 +16,7 @@ from functools import partial
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path[:0] = [ROOT]
-sys.path += [os.path.join(ROOT, "experiments")]
+sys.path += [os.path.join(ROOT, "experiments"), os.path.join(ROOT, "data", "village")]
 
 import plumbing.cpu
 import torch

@@ -17,10 +17,10 @@ from torch import nn
 
 import sampling
 from common import adamw, cosine, generator, pad, response_mask, update
-from data.village.kinds import LISTS, PAST, PEOPLE, PLACES, THINGS
 from model import GPT, Block, GPTConfig, Trunk, attention
 from plumbing.command_line import entry
 from sft import sft_loss
+from world import LISTS, PAST, PEOPLE, PLACES, THINGS
 
 NAMES = ["encoder-decoder", "decoder only"]
 PAD, BEGIN, END, LONGEST = 0, 1, 2, 24

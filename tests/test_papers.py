@@ -29,7 +29,8 @@ def paper():
     folder, mine = os.path.join(ROOT, "papers"), {}
 
     def load(name):
-        before, sys.path = sys.path, [folder, *sys.path]
+        village = os.path.join(ROOT, "data", "village")     # where lib.py lets look as well
+        before, sys.path = sys.path, [folder, *sys.path, village]
         other = {n: sys.modules.pop(n) for n in ("lib", *mine) if n in sys.modules}
         sys.modules.update(mine)
         try:
