@@ -513,5 +513,7 @@ def test_a_chat_says_how_many_of_its_messages_are_no_longer_read(talk, vocab):
     said = talk(long, long, long, "/reset", long, long)
     notes = re.findall(r"\(too long: the first (\d+) messages", said)
     assert notes == ["2"], "two of the five, and none after /reset"
+    said = talk(long, long, f"{long} {long}")
+    assert re.findall(r"the first (\d+) messages", said) == ["4"], "the last one fits alone"
     said = talk(*[long] * 4, "/reset", *[long] * 3)
     assert re.findall(r"the first (\d+) messages", said) == ["2", "2"], "once a conversation"
