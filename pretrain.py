@@ -1,7 +1,7 @@
 """
 Stage 0: pretraining. Raw text in, a base model out, by next-token cross-entropy.
 
-    python pretrain.py                    # three to four minutes on two CPU cores
+    python pretrain.py                    # about three minutes on two CPU cores
     python pretrain.py --steps=400        # a base model that knows less
 
 Windows of text begin at random tokens; where documents are short, mostly where one begins.
@@ -18,6 +18,7 @@ from common import adamw, cosine, generator, micro_batches, to_float32, update
 from data import read_abilities
 from data.text import read_texts
 from model import GPT
+from muon import muon
 from plumbing.command_line import Common, entry, flag, parse
 from plumbing.processes import all_reduce
 from plumbing.run import open_run, progress_bar
@@ -25,12 +26,13 @@ from plumbing.run import open_run, progress_bar
 
 @dataclass
 class Config(Common):
-    steps: int = flag(4000, "optimiser steps", "[1, inf)")
-    batch: int = flag(12, "windows per step, each as long as the block", "[1, inf)")
+    steps: int = flag(2000, "optimiser steps", "[1, inf)")
+    batch: int = flag(16, "windows per step, each as long as the block", "[1, inf)")
     micro_batch_size: int = flag(0, "windows in a forward pass; 0: the batch", "[0, inf)")
     lr: float = flag(4e-3, "peak learning rate: cosine to a tenth", "(0, inf)")
     warmup: int = flag(100, "steps of linear warm-up", "[0, inf)")
     weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
+    muon: bool = flag(True, "Muon on the blocks' matrices; --no-muon: AdamW on all")
     dropout: float = flag(0.0, "useful when a small text is read several times", "[0, 1)")
     eval_every: int = flag(250, "steps between measurements of the held-out loss", "[1, inf)")
     init_from: str = flag("", "start from gpt2, gpt2-medium, …, or a folder in GPT-2's layout")
@@ -89,7 +91,7 @@ def main():
     abilities = read_abilities(run.folder, run.vocab, model.config.block_size)
     model.set_dropout(config.dropout)
     run.compile(model)
-    optimizer = adamw(model, config.lr, config.weight_decay)
+    optimizer = (muon if config.muon else adamw)(model, config.lr, config.weight_decay)
     text, heldout = read_texts(run, model.config.block_size)
     n_windows = config.steps * config.batch
     print(f"{model.n_params():,} parameters ({model.n_params(embeddings=False):,} without "

@@ -26,6 +26,7 @@ from common import (adamw, by_length, cosine, epoch_batches, generator, micro_ba
                     response_mask, to_float32, update)
 from data import UserError, read_jsonl, turns_of
 from data.text import read_texts, rows_that_fit
+from muon import muon
 from plumbing.command_line import Common, entry, flag, parse
 from plumbing.device import to_device
 from plumbing.processes import all_reduce
@@ -38,8 +39,9 @@ class Config(Common):
     epochs: int = flag(2, "passes over the demonstrations", "[1, inf)")
     batch: int = flag(64, "demonstrations per step", "[1, inf)")
     micro_batch_size: int = flag(0, "rows in a forward pass; 0: the whole batch", "[0, inf)")
-    lr: float = flag(1.4e-3, "peak learning rate: cosine to a tenth, no warm-up", "(0, inf)")
+    lr: float = flag(2e-3, "peak learning rate: cosine to a tenth, no warm-up", "(0, inf)")
     weight_decay: float = flag(0.1, "on matrices", "[0, inf)")
+    muon: bool = flag(True, "Muon on the blocks' matrices; --no-muon: AdamW, the paper's")
     dropout: float = flag(0.0, "on embeddings and residual branches; the paper has 0.2", "[0, 1)")
     pretrain_mix: float = flag(0.1, "windows of pretraining text a demonstration", "[0, inf)")
     pick_by: str = flag("", "a reward model in OUT that picks the epoch; empty keeps the last")
@@ -144,7 +146,7 @@ def main():
     vocab, model = run.vocab, run.load_model("pretrain")
     model.set_dropout(config.dropout)
     run.compile(model)
-    optimizer = adamw(model, config.lr, config.weight_decay)
+    optimizer = (muon if config.muon else adamw)(model, config.lr, config.weight_decay)
     text, heldout_text = read_texts(run, model.config.block_size)
 
     path = os.path.join(run.folder, "demonstrations.jsonl")

@@ -122,7 +122,10 @@ def base(args, size, seed=1337):
         out = "out/village" if default else f"out/seeds/whole-{seed}"
     else:
         out = f"out/sizes/{size}" if default else f"out/sizes/{size}-{seed}"
-    lib.stage(args, "pretrain", out, seed, f"--size={size}", *rates(size, lr=4e-3))
+    flags = [f"--size={size}", *rates(size, lr=4e-3)]
+    if size != "tiny":
+        flags += ["--no-muon", "--steps=4000", "--batch=12"]    # Muon's rate is tiny's alone
+    lib.stage(args, "pretrain", out, seed, *flags)
     return f"{out}/pretrain.pt"
 
 
@@ -135,7 +138,8 @@ def tuned(args, size, seed, model):
         out = f"out/sizes/{size}/seed-{seed}"
         flags = [f"--size={size}", f"--base={base(args, size)}"]
         ppo_flags = rates(size, lr=2e-4, critic_lr=5e-4)
-        lib.stage(args, "sft", out, seed, *flags, *rates(size, lr=1e-3))
+        slow = ["--no-muon", "--epochs=2"]
+        lib.stage(args, "sft", out, seed, *flags, *slow, *rates(size, lr=1e-3))
         if model != "sft":
             lib.stage(args, "reward", out, seed, *flags, *rates(size, lr=6e-4))
     if model in ("sft", "reward"):

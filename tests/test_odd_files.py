@@ -199,7 +199,7 @@ def test_questions_are_checked_before_pretraining(little, tmp_path, monkeypatch,
     (data / "abilities.jsonl").write_text(json.dumps(good) + "\n\n")
     assert read_abilities(str(data), Vocab(str(data)), 128) == [good]
     (data / "abilities.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | change))
-    monkeypatch.setattr("pretrain.adamw", None)  # whoever trains first fails in another way
+    monkeypatch.setattr("pretrain.muon", None)  # whoever trains first fails in another way
     with pytest.raises(UserError, match=rf"abilities\.jsonl, line 2: .*{says}"):
         run_little("pretrain", data, tmp_path / "out")
 

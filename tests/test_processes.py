@@ -45,9 +45,10 @@ def sgd(monkeypatch):
 
     Adam divides a gradient by its size: one that is 0 but for rounding makes a whole step.
     """
-    for stage in STAGES:
+    makers = [f"{stage}.adamw" for stage in STAGES] + ["pretrain.muon", "sft.muon"]
+    for maker in makers:
         monkeypatch.setattr(
-            f"{stage}.adamw", lambda model, lr, *a, **k: torch.optim.SGD(model.parameters(), lr)
+            maker, lambda model, lr, *a, **k: torch.optim.SGD(model.parameters(), lr)
         )
 
 
