@@ -7,20 +7,22 @@ momentum with all its singular values set to about 1, so that rare directions ar
 common ones. The base needs half as many tokens. torch has a Muon too, but in bf16 alone, which
 takes a second a step on a CPU without it.
 """
+import collections
+
 import torch
 
 
 def orthogonal(x, steps=5):
-    """x (a, b) = U S Vᵀ → about U Vᵀ: singular values of 0.7 to 1.2, by Newton–Schulz.
+    """Matrices x (n, a, b), each U S Vᵀ → about U Vᵀ: singular values of 0.7 to 1.2.
 
-    Each step makes 3.4445 s − 4.775 s³ + 2.0315 s⁵ of a singular value s, Jordan's polynomial.
-    Directions that are nearly missing, s below 0.01 of the norm, end lower.
+    By Newton–Schulz: a step makes 3.4445 s − 4.775 s³ + 2.0315 s⁵ of a singular value s, Jordan's
+    polynomial. Directions that are nearly missing, s below 0.01 of the norm, end lower.
     """
-    if x.size(0) > x.size(1):
-        return orthogonal(x.T, steps).T
-    x = x / (x.norm() + 1e-7)           # no singular value is above 1 now
+    if x.size(1) > x.size(2):
+        return orthogonal(x.mT, steps).mT
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)       # no singular value is above 1 now
     for _ in range(steps):
-        a = x @ x.T
+        a = x @ x.mT
         x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
     return x
 
@@ -38,18 +40,22 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self):
-        group = self.param_groups[0]
+        group, alike = self.param_groups[0], collections.defaultdict(list)
         for p in group["params"]:
             state = self.state[p]
             if not state:       # AdamW's load_state_dict looks for a step
                 state.update(step=torch.zeros(()), mean=torch.zeros_like(p))
             state["mean"].lerp_(p.grad, 1 - self.momentum)
             ahead = p.grad.lerp(state["mean"], self.momentum).to(self.dtype)    # Nesterov's
-            maps = 3 if p.size(0) == 3 * p.size(1) else 1       # queries, keys and values
-            step = torch.cat([orthogonal(one) * max(one.shape) ** 0.5 for one in ahead.chunk(maps)])
             p.mul_(1 - group["lr"] * group["weight_decay"])
-            p.add_(step, alpha=-0.2 * group["lr"])
+            maps = 3 if p.size(0) == 3 * p.size(1) else 1       # queries, keys and values
+            for pair in zip(p.chunk(maps), ahead.chunk(maps)):
+                alike[pair[0].shape].append(pair)
             p.grad = None       # so AdamW passes over it
+        for shape, pairs in alike.items():      # many small products at once
+            weights, means = zip(*pairs)
+            for p, step in zip(weights, orthogonal(torch.stack(means))):
+                p.add_(step, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
         super().step()
 
 

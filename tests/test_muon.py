@@ -30,7 +30,7 @@ def test_all_directions_of_a_matrix_are_stepped_alike(shape):
     u, _ = torch.linalg.qr(torch.randn(shape[0], 24))
     v, _ = torch.linalg.qr(torch.randn(shape[1], 24))
     sizes = torch.logspace(0, -1.3, 24)  # one direction is 20 times another
-    found = u.T @ orthogonal(u @ sizes.diag() @ v.T) @ v
+    found = u.T @ orthogonal((u @ sizes.diag() @ v.T)[None])[0] @ v
     lengths = found.diagonal()
     assert lengths.min() > 0.6 and lengths.max() < 1.25, f"singular values {lengths}"
     assert (found - lengths.diag()).abs().max() < 1e-3, "the directions themselves have turned"
@@ -64,7 +64,7 @@ def test_a_matrix_is_stepped_by_one_optimiser_and_by_its_momentum():
         p.grad, before = gradient.clone(), p.detach().clone()
         optimizer.step()
     # the second gradient is zero: what moves it is the first one, remembered, and no more than that
-    wanted = -1e-2 * 0.2 * 32**0.5 * orthogonal(first)
+    wanted = -1e-2 * 0.2 * 32**0.5 * orthogonal(first[None])[0]
     assert torch.allclose(p - before, wanted, atol=1e-5)
 
 
