@@ -19,11 +19,12 @@ def orthogonal(x, steps=5):
     polynomial. Directions that are nearly missing, s below 0.01 of the norm, end lower.
     """
     if x.size(1) > x.size(2):
-        return orthogonal(x.mT, steps).mT
+        return orthogonal(x.mT.contiguous(), steps).mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)       # no singular value is above 1 now
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
+        b = torch.baddbmm(a, a, a, beta=-4.775, alpha=2.0315)       # −4.775 a + 2.0315 a²
+        x = torch.baddbmm(x, b, x, beta=3.4445)                     # 3.4445 x + b x
     return x
 
 
