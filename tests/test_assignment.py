@@ -112,7 +112,7 @@ def test_no_solution_is_left_in_a_students_copy(student):
         "torch.searchsorted(cdf",
         "(pg_loss * weight).backward()",
         "masked(rewards, mask)",
-        "lerp_",
+        "average.data.lerp_",
         "pads = torch.tensor",
         "order.split(mb_size)",
         "def check_gae",
