@@ -82,14 +82,17 @@ Run.checkpoint = also"""
 class Start:
     """What all ways have: a seed's SFT model, its comparisons, its reward model, the prompts."""
 
-    def __init__(self, args, seed, final):
+    def __init__(self, args, seed):
         self.args, self.seed, self.run = args, seed, lib.world()
+        self.parts = PARTS[-1:] if args.tune else PARTS
         self.paths = {x: tuned(args, args.size, seed, x) for x in ("sft", "reward")}
         self.sft, self.reward_model = (lib.network(path) for path in self.paths.values())
         self.score = grpo.scorer(self.paths["reward"])
         path = f"{self.run.folder}/prompts.jsonl"
         self.prompts = read_jsonl(path, ["prompt"], "train")
-        self.rows = read_heldout(path, ["prompt"], final)[: 40 if args.quick else None]
+        self.rows = read_heldout(path, ["prompt"], final=not args.tune)[
+            : 40 if args.quick else None
+        ]
         self.own = self.measure(self.sft)
 
     def policy(self):
@@ -116,7 +119,7 @@ class Start:
         return {"done": done, **dpo.compare(self.measure(policy), self.own)}
 
 
-# ---- the ways: (Start, settings) → rows at PARTS of the training, passes in thousands ----
+# ---- the ways: (Start, settings) → rows at parts of the training, passes in thousands ----
 
 
 def ppo(start, lr, beta, ptx_coef=0):
@@ -128,9 +131,9 @@ def ppo(start, lr, beta, ptx_coef=0):
     if not args.quick:
         flags += rates(args.size, lr=lr, critic_lr=5e-4)
         flags += [f"--size={args.size}", f"--base={base(args, args.size)}"]
-    patch = SNAPSHOTS.format(parts=PARTS)
+    patch = SNAPSHOTS.format(parts=start.parts)
     lib.stage(args, "ppo", out, start.seed, *flags, patch=patch)
-    parts = [p for p in PARTS if os.path.exists(f"{out}/at-{p:g}.pt")]
+    parts = [p for p in start.parts if os.path.exists(f"{out}/at-{p:g}.pt")]
     rows = [start.row(p, lib.network(f"{out}/at-{p:g}.pt")) for p in parts]
     # an answer: sampled, scored, log-probabilities of two, a value, two gradients; ptx: windows
     return rows, EPISODES * (11 + 3 * 0.125 * (ptx_coef > 0)) / 1000
@@ -226,11 +229,13 @@ def imitate(start, policy, pairs, lr, epochs, watch):
 
 def watched(start):
     """→ rows, and a function (share of the training that is done, policy) that fills them."""
-    rows, left = [], list(PARTS)
+    rows, left = [], list(start.parts)
 
     def watch(done, policy):
-        if left and done >= left[0] - 1e-9:
-            rows.append(start.row(left.pop(0), policy))
+        due = [part for part in left if part < done + 1e-9]
+        if due:
+            rows.append(start.row(due[-1], policy))
+            del left[: len(due)]
 
     return rows, watch
 
@@ -294,7 +299,7 @@ def main():
 
     @functools.cache
     def start(seed):
-        return Start(args, seed, final=not args.tune)
+        return Start(args, seed)
 
     if args.tune:
         return tune(args, start)
