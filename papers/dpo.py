@@ -131,7 +131,7 @@ def main():
     fig, axes = lib.figure(3)
     for ax, (column, label) in zip(axes[0], {"gold": "gold score", "win": "win rate against SFT",
                                              "kl": "KL to SFT, nats an answer"}.items()):
-        lib.line(ax, "DPO " * (column == "gold"), BETAS,
+        lib.line(ax, f"DPO, {column}", BETAS,
                  [lib.pick(rows, column, beta=b) for b in BETAS])
         mean, half = lib.interval(lib.pick(rows, column, beta=0))
         print(f"PPO-ptx, {column}: {mean:.4g} ± {half:.2g}")
