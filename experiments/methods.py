@@ -3,7 +3,6 @@ Ways to make a model better by comparisons, side by side: PPO and what came befo
 
     python experiments/methods.py           # micro, 5 seeds: methods.csv, methods.png
     python experiments/methods.py --size=tiny --seeds=3     # four of the ways: methods_tiny.csv
-    python experiments/methods.py --tune    # what settings were chosen by: methods_tuning.csv
 
 All ways start from one SFT model and one set of comparisons, and those that need a reward model
 from one reward model. PPO-ptx and PPO are ppo.py; GRPO, RLOO and DPO are those of papers/. Best of
@@ -21,8 +20,8 @@ counts as one, a score or log-probabilities as one, a gradient as three. With th
 training, where it is needed. passes_answer: the same for each answer that is used afterwards.
 
 Each way has four settings to choose from, two learning rates × two of another one (TUNING). The
-one with the highest gold score is taken, on a seed that is not in the table and on the other half
-of the held-out prompts. PPO-ptx has those of PPO.
+one with the highest gold score is taken, at micro size, on a seed that is not in the table and on
+the other half of the held-out prompts (methods_tuning.csv). PPO-ptx has those of PPO.
 """
 
 import copy
@@ -30,6 +29,7 @@ import functools
 import itertools
 import math
 import os
+from types import SimpleNamespace
 
 import lib
 
@@ -51,22 +51,13 @@ TINY = ["SFT", "PPO-ptx", "GRPO", "DPO", "best of n"]
 # learning rates are those of width 128; other widths have them in proportion to 1 / width
 ONLINE = {"lr": [1e-4, 2e-4], "beta": [0.1, 0.3]}
 TUNING = {
-    "DPO": {"lr": [1e-4, 4e-4], "beta": [0.1, 0.3]},
+    "DPO": {"lr": [1e-4, 4e-4], "beta": [0.3, 1.0]},
     "GRPO": ONLINE,
     "RLOO": ONLINE,
     "PPO": ONLINE,
     "ranked first": {"lr": [2e-4, 1e-3], "epochs": [1, 2]},
     "rejection": {"lr": [2e-4, 1e-3], "n": [4, 16]},
 }
-CHOSEN = {
-    "PPO": {"lr": 2e-4, "beta": 0.1},
-    "GRPO": {"lr": 2e-4, "beta": 0.1},
-    "RLOO": {"lr": 2e-4, "beta": 0.1},
-    "DPO": {"lr": 2e-4, "beta": 0.1},
-    "ranked first": {"lr": 3e-4, "epochs": 1},
-    "rejection": {"lr": 3e-4, "n": 4},
-}
-CHOSEN["PPO-ptx"] = CHOSEN["PPO"] | {"ptx_coef": 1}
 EPISODES, ROUNDS, BATCH = 40 * 256, 2, 32
 PARTS = [0.125, 0.25, 0.5, 0.75, 1.0]  # of the training, after which a policy is measured
 # run before ppo.main(): the averaged policy is kept on its way
@@ -82,17 +73,16 @@ Run.checkpoint = also"""
 class Start:
     """What all ways have: a seed's SFT model, its comparisons, its reward model, the prompts."""
 
-    def __init__(self, args, seed):
+    def __init__(self, args, seed, final=True):
         self.args, self.seed, self.run = args, seed, lib.world()
-        self.parts = PARTS[-1:] if args.tune else PARTS
+        self.parts = PARTS if final else PARTS[-1:]
         self.paths = {x: tuned(args, args.size, seed, x) for x in ("sft", "reward")}
         self.sft, self.reward_model = (lib.network(path) for path in self.paths.values())
         self.score = grpo.scorer(self.paths["reward"])
         path = f"{self.run.folder}/prompts.jsonl"
         self.prompts = read_jsonl(path, ["prompt"], "train")
-        self.rows = read_heldout(path, ["prompt"], final=not args.tune)[
-            : 40 if args.quick else None
-        ]
+        rows = read_heldout(path, ["prompt"], final)
+        self.rows = rows[:40] if args.quick else rows
         self.own = self.measure(self.sft)
 
     def policy(self):
@@ -264,23 +254,34 @@ def job(start, way, settings):
     return [{"passes_answer": 1, **row, "passes": passes} for row in rows]
 
 
-def tune(args, start):
-    """All settings of TUNING → methods_tuning.csv; prints the best of each way."""
-    tried = [
-        (way, dict(zip(grid, values)))
-        for way, grid in TUNING.items()
-        for values in itertools.product(*grid.values())
-    ]
-    keys = [(way, ", ".join(f"{k} {v:g}" for k, v in settings.items())) for way, settings in tried]
-    jobs = [
-        (key, lambda way=way, settings=settings: job(start(SEED), way, settings)[-1])
-        for key, (way, settings) in zip(keys, tried)
-    ]
-    path = lib.place(args, "methods_tuning.csv")
-    rows = lib.collect(args, path, jobs, ["way", "settings"], make_base)
+def choose(args):
+    """{way: its settings}, those with the highest gold score at micro size with SEED."""
+    tried = {}  # {(way, settings as text): settings}
+    for way, grid in TUNING.items():
+        for values in itertools.product(*grid.values()):
+            settings = dict(zip(grid, values))
+            tried[way, ", ".join(f"{k} {v:g}" for k, v in settings.items())] = settings
+    args, chosen = at_size(args, "micro"), {}
+    start = functools.cache(lambda: Start(args, SEED, final=False))
+
+    def tuning_job(key):
+        return job(start(), key[0], tried[key])[-1]
+
+    jobs = [(key, functools.partial(tuning_job, key)) for key in tried]
+    path, keys = lib.place(args, "methods_tuning.csv"), ["way", "settings"]
+    rows = [] if args.quick else lib.collect(args, path, jobs, keys, make_base)
+    gold = {(row["way"], row["settings"]): row["gold"] for row in rows}
     for way in TUNING:
-        best = max((r for r in rows if r["way"] == way), key=lambda r: r["gold"])
-        print("chosen: {way}, {settings}: gold {gold:.3f}, KL {kl:.2f}".format(**best))
+        best = max((key for key in tried if key[0] == way), key=lambda key: gold.get(key, 0))
+        print(f"chosen: {', '.join(best)}")
+        chosen[way] = tried[best]
+    return chosen | {"PPO-ptx": {**chosen["PPO"], "ptx_coef": 1}}
+
+
+def at_size(args, size):
+    """The arguments, for models of a size and their base."""
+    path = f"out/{'village' if size == 'tiny' else f'sizes/{size}'}/pretrain.pt"
+    return SimpleNamespace(**vars(args) | {"size": size, "base": path})
 
 
 def make_base(args):
@@ -288,30 +289,19 @@ def make_base(args):
 
 
 def main():
-    args = lib.arguments(
-        __doc__,
-        5,
-        ("--size", {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"}),
-        ("--tune", {"action": "store_true", "help": f"choose the settings, with seed {SEED}"}),
-    )
-    if args.size == "micro" and not args.quick:
-        args.base = "out/sizes/micro/pretrain.pt"
-
-    @functools.cache
-    def start(seed):
-        return Start(args, seed)
-
-    if args.tune:
-        return tune(args, start)
+    flag = {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"}
+    args = lib.arguments(__doc__, 5, ("--size", flag))
+    chosen, args = choose(args), at_size(args, args.size)
+    start = functools.cache(lambda seed: Start(args, seed))
     ways = list(WAYS) if args.size == "micro" else TINY
-    jobs = [
-        ((way, seed), lambda way=way, seed=seed: job(start(seed), way, CHOSEN.get(way, {})))
-        for seed in args.seeds
-        for way in ways
-    ]
+
+    def table_job(way, seed):
+        return job(start(seed), way, chosen.get(way, {}))
+
+    keys = [(way, seed) for seed in args.seeds for way in ways]
+    jobs = [(key, functools.partial(table_job, *key)) for key in keys]
     name = "methods" if args.size == "micro" else "methods_tiny"
     rows = lib.collect(args, lib.place(args, name + ".csv"), jobs, ["way", "seed"], make_base)
-    ways = [way for way in ways if any(row["way"] == way for row in rows)]
     table(ways, rows)
     draw(args, name, ways, rows)
 
@@ -334,21 +324,21 @@ def table(ways, rows):
 def draw(args, name, ways, rows):
     fig, axes = lib.figure(size=(6.4, 4.4))
     ax, ends = axes[0, 0], {}
-    for i, way in enumerate(way for way in ways if way != "SFT"):
+    for way, mark, colour in zip(ways[1:], "osD^v<>p", [*lib.COLOURS, "#808080"]):
         gold, kl = (points(rows, way, c) for c in ("gold", "kl"))
-        if way != "best of n":  # which begins with n = 2, on its own
+        if way != "best of n":  # which has no way, but begins at n = 2
             gold, kl = points(rows, "SFT", "gold") + gold, points(rows, "SFT", "kl") + kl
         (x, x_half), (y, y_half) = zip(*kl), zip(*gold)
         ends[way] = y[-1], y_half[-1], x[-1]
-        ax.errorbar(x, y, y_half, x_half, fmt=f"{'osD^v<>p'[i]}-", ms=4, lw=1, capsize=2, label=way)
+        look = {"fmt": mark + "-", "color": colour, "ms": 4, "lw": 1, "capsize": 2}
+        ax.errorbar(x, y, y_half, x_half, label=way, **look)
     best = max(ends, key=lambda way: ends[way][0])
+    ax.set_xscale("symlog", linthresh=1)
     ax.set_xlabel("KL to SFT, nats an answer (of best of n: its bound)")
     ax.set_ylabel("gold score")
-    seeds = len({row["seed"] for row in rows})
-    ax.set_title(
-        "{}: gold {:.2f} ± {:.2f} at a KL of {:.1f}".format(best, *ends[best]) + f", {seeds} seeds"
-    )
-    ax.legend(loc="lower right")
+    highest = "{}: gold {:.2f} ± {:.2f} at a KL of {:.1f}".format(best, *ends[best])
+    ax.set_title(f"highest at its end, {highest}; {len({row['seed'] for row in rows})} seeds")
+    ax.legend()
     lib.finish(fig, lib.place(args, name + ".png"))
 
 
