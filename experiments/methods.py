@@ -19,9 +19,9 @@ passes: answers through a network of the policy's size to train it, in thousands
 counts as one, a score or log-probabilities as one, a gradient as three. With the reward model's
 training, where it is needed. passes_answer: the same for each answer that is used afterwards.
 
-Each way has four settings to choose from, two learning rates × two of another one (TUNING). The
-one with the highest gold score is taken, at micro size, on a seed that is not in the table and on
-the other half of the held-out prompts (methods_tuning.csv). PPO-ptx has those of PPO.
+Each way has as many settings to choose from (GRIDS). The one with the highest gold score is taken,
+on a seed that is not in the table and on the other half of the held-out prompts: methods_tuning.csv
+and methods_tiny_tuning.csv. PPO-ptx has those of PPO.
 """
 
 import copy
@@ -29,7 +29,6 @@ import functools
 import itertools
 import math
 import os
-from types import SimpleNamespace
 
 import lib
 
@@ -45,18 +44,22 @@ from plumbing.command_line import entry
 from rollout import Rollout
 from sft import response_tokens, sft_backward
 
-SEED = 6  # to choose settings on
+SEEDS = {"micro": 6, "tiny": 4}  # to choose settings on
 NS = [2, 4, 8, 16]
 TINY = ["SFT", "PPO-ptx", "GRPO", "DPO", "best of n"]
 # learning rates are those of width 128; other widths have them in proportion to 1 / width
-ONLINE = {"lr": [1e-4, 2e-4], "beta": [0.1, 0.3]}
-TUNING = {
-    "DPO": {"lr": [1e-4, 4e-4], "beta": [0.3, 1.0]},
-    "GRPO": ONLINE,
-    "RLOO": ONLINE,
-    "PPO": ONLINE,
-    "ranked first": {"lr": [2e-4, 1e-3], "epochs": [1, 2]},
-    "rejection": {"lr": [2e-4, 1e-3], "n": [4, 16]},
+MICRO = {"lr": [1e-4, 2e-4], "beta": [0.3, 1.0]}
+TUNED = {"lr": [2e-4], "beta": [0.1, 0.3]}
+GRIDS = {
+    "micro": {
+        "PPO": MICRO,
+        "GRPO": MICRO,
+        "RLOO": MICRO,
+        "DPO": MICRO,
+        "ranked first": {"lr": [2e-4, 1e-3], "epochs": [1, 2]},
+        "rejection": {"lr": [2e-4, 1e-3], "n": [4, 16]},
+    },
+    "tiny": {"PPO": TUNED, "GRPO": TUNED, "DPO": TUNED},
 }
 EPISODES, ROUNDS, BATCH = 40 * 256, 2, 32
 PARTS = [0.125, 0.25, 0.5, 0.75, 1.0]  # of the training, after which a policy is measured
@@ -254,34 +257,27 @@ def job(start, way, settings):
     return [{"passes_answer": 1, **row, "passes": passes} for row in rows]
 
 
-def choose(args):
-    """{way: its settings}, those with the highest gold score at micro size with SEED."""
+def choose(args, name):
+    """{way: its settings}: of those in GRIDS the ones with the highest gold score."""
     tried = {}  # {(way, settings as text): settings}
-    for way, grid in TUNING.items():
+    for way, grid in GRIDS[args.size].items():
         for values in itertools.product(*grid.values()):
             settings = dict(zip(grid, values))
             tried[way, ", ".join(f"{k} {v:g}" for k, v in settings.items())] = settings
-    args, chosen = at_size(args, "micro"), {}
-    start = functools.cache(lambda: Start(args, SEED, final=False))
+    start = functools.cache(lambda: Start(args, SEEDS[args.size], final=False))
 
     def tuning_job(key):
         return job(start(), key[0], tried[key])[-1]
 
     jobs = [(key, functools.partial(tuning_job, key)) for key in tried]
-    path, keys = lib.place(args, "methods_tuning.csv"), ["way", "settings"]
+    path, keys = lib.place(args, f"{name}_tuning.csv"), ["way", "settings"]
     rows = [] if args.quick else lib.collect(args, path, jobs, keys, make_base)
-    gold = {(row["way"], row["settings"]): row["gold"] for row in rows}
-    for way in TUNING:
+    gold, chosen = {(row["way"], row["settings"]): row["gold"] for row in rows}, {}
+    for way in GRIDS[args.size]:
         best = max((key for key in tried if key[0] == way), key=lambda key: gold.get(key, 0))
         print(f"chosen: {', '.join(best)}")
         chosen[way] = tried[best]
     return chosen | {"PPO-ptx": {**chosen["PPO"], "ptx_coef": 1}}
-
-
-def at_size(args, size):
-    """The arguments, for models of a size and their base."""
-    path = f"out/{'village' if size == 'tiny' else f'sizes/{size}'}/pretrain.pt"
-    return SimpleNamespace(**vars(args) | {"size": size, "base": path})
 
 
 def make_base(args):
@@ -291,7 +287,10 @@ def make_base(args):
 def main():
     flag = {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"}
     args = lib.arguments(__doc__, 5, ("--size", flag))
-    chosen, args = choose(args), at_size(args, args.size)
+    if args.size == "micro":
+        args.base = "out/sizes/micro/pretrain.pt"
+    name = "methods" if args.size == "micro" else "methods_tiny"
+    chosen = choose(args, name)
     start = functools.cache(lambda seed: Start(args, seed))
     ways = list(WAYS) if args.size == "micro" else TINY
 
@@ -300,7 +299,6 @@ def main():
 
     keys = [(way, seed) for seed in args.seeds for way in ways]
     jobs = [(key, functools.partial(table_job, *key)) for key in keys]
-    name = "methods" if args.size == "micro" else "methods_tiny"
     rows = lib.collect(args, lib.place(args, name + ".csv"), jobs, ["way", "seed"], make_base)
     table(ways, rows)
     draw(args, name, ways, rows)
