@@ -7,8 +7,8 @@ Rafailov et al. 2023, Direct preference optimization. The optimum of PPO's objec
 r(x, y) = β log(π*(y|x) / π_ref(y|x)) + a number for each x (eq. 5). Two answers to one prompt have
 the same number, so it cancels in the reward model's loss, and what is left trains the policy.
 
-It learns from the comparisons that the reward model of the same seed was trained on, at several β.
-Beside it is PPO-ptx of that seed. The models have 57 thousand parameters (figure1.py's micro).
+It learns from the comparisons that the reward model of the same seed was trained on. Beside it is
+PPO-ptx of that seed, at the same β. The models have 57 thousand parameters (figure1.py's micro).
 Left out: RMSprop, the paper's optimiser; here it is AdamW, as everywhere in this project.
 """
 import lib      # first: puts the project on sys.path
@@ -22,19 +22,19 @@ from common import adamw, cosine, epoch_batches, generator, update
 from data import read_jsonl
 from data.comparisons import encode_comparisons
 from evaluate import wins
-from figure1 import tuned
+from figure1 import base, rates, tuned
 from plumbing.command_line import entry
 from ppo import forward_logprobs
 from reward import better_pairs, pad_numbers
 from rollout import Rollout
 
-SIZE, BETAS = "micro", [0.03, 0.1, 0.3, 1.0]
+SIZE, BETAS, WAYS = "micro", [0.1, 0.3, 1.0, 3.0], ["DPO", "PPO-ptx"]
 
 
 @dataclass
 class Config:
-    beta: float = 0.1
-    lr: float = 5e-4
+    beta: float = 0.3
+    lr: float = 2.7e-4
     epochs: int = 1         # over the comparisons
     batch: int = 16         # prompts a step, with all their pairs
     warmup: int = 10        # steps, then a cosine to a tenth
@@ -67,10 +67,9 @@ def answer_logprobs(model, batch, vocab):
 # ---- the run ----
 
 def comparisons(rows, vocab, block):
-    """Rows of comparisons.jsonl → [(prompt, its answers, their ranks)], answers as token lists.
+    """Rows of comparisons.jsonl → [(prompt, its answers, their ranks)], as token lists.
 
-    Prompts and answers that the reward model does not learn from are dropped here as well.
-    """
+    Dropped is what the reward model does not learn from either."""
     found = []
     for row in rows:
         n = len(vocab.prompt(row["prompt"]))
@@ -81,9 +80,7 @@ def comparisons(rows, vocab, block):
 
 def train(policy, items, vocab, config, seed, watch=lambda done, policy: None):
     """Train the policy (GPT) in place. items: of `comparisons`. The reference is its copy.
-
-    watch(share of the steps that are done, policy) is called after each.
-    """
+    watch(share of the steps that are done, policy) is called after each."""
     reference = copy.deepcopy(policy).requires_grad_(False)
     optimizer = adamw(policy, config.lr)
     lengths = [max(map(len, answers)) + len(prompt) for prompt, answers, _ in items]
@@ -111,33 +108,41 @@ def measured(policy, quick, sft, reward_model, run):
     return compare(*(lib.measure(run, model, *nets, rows) for model in (policy, nets[0])))
 
 
-def job(quick, seed, beta):
-    """→ what is `measured` of one policy. beta 0: PPO-ptx."""
+def ppo_flags(args, beta, ptx_coef):
+    """The base, and ppo.py's flags, with half the learning rate that figure1.py's runs have."""
+    return [base(args, SIZE), f"--size={SIZE}", f"--beta={beta}", f"--ptx_coef={ptx_coef}",
+            *rates(SIZE, lr=1e-4, critic_lr=5e-4)]
+
+
+def job(quick, seed, way, beta):
+    """→ what is `measured` of one policy."""
     args, run = SimpleNamespace(quick=quick), lib.world()
-    sft, reward_model, ppo = (tuned(args, SIZE, seed, x) for x in ("sft", "reward", "ppo-ptx"))
-    policy = lib.network(sft if beta else ppo)
-    if beta:
+    sft, reward_model = (tuned(args, SIZE, seed, name) for name in ("sft", "reward"))
+    if way == "DPO":
+        policy = lib.network(sft)
         rows = read_jsonl(sft.replace("sft.pt", "comparisons.jsonl"), ["prompt"], "train")
         items = comparisons(rows, run.vocab, policy.config.block_size)
         train(policy, items, run.vocab, replace(Config(), beta=beta), seed)
+    else:
+        policy = lib.run_ppo(args, f"dpo-{seed}-{beta}", seed, sft, *ppo_flags(args, beta, 1))
     return measured(policy, quick, sft, reward_model, run)
 
 
 def main():
-    args = lib.arguments(__doc__, 5)
+    args = lib.arguments(__doc__, 3)
     for seed in args.seeds:
-        tuned(args, SIZE, seed, "ppo-ptx")
-    rows = lib.collect(args, "dpo", job, lib.over(args.seeds, *({"beta": b} for b in [0, *BETAS])))
+        tuned(args, SIZE, seed, "reward")
+    rows = lib.collect(args, "dpo", job, lib.over(
+        args.seeds, *({"way": way, "beta": beta} for beta in BETAS for way in WAYS)))
     fig, axes = lib.figure(3)
-    for ax, (column, label) in zip(axes[0], {"gold": "gold score", "win": "win rate against SFT",
-                                             "kl": "KL to SFT, nats an answer"}.items()):
-        lib.line(ax, f"DPO, {column}", BETAS,
-                 [lib.pick(rows, column, beta=b) for b in BETAS])
-        mean, half = lib.interval(lib.pick(rows, column, beta=0))
-        print(f"PPO-ptx, {column}: {mean:.4g} ± {half:.2g}")
-        ax.axhspan(mean - half, mean + half, color=lib.COLOURS[1], alpha=0.3, label="PPO-ptx")
-        ax.set(xscale="log", xlabel="β of DPO", ylabel=label)
-    fig.suptitle(f"DPO by its β, and PPO-ptx on the same comparisons, {len(args.seeds)} seeds")
+    for ax, column, label in zip(axes[0], ["gold", "win", "kl"], [
+            "gold score", "win rate against SFT", "KL to SFT, nats an answer"]):
+        for way in WAYS:
+            values = [lib.pick(rows, column, way=way, beta=beta) for beta in BETAS]
+            lib.line(ax, f"{way}, {column}", BETAS, values)
+        ax.set(xscale="log", xlabel="β", ylabel=label)
+    axes[0, 2].set_yscale("symlog")
+    fig.suptitle(f"the same comparisons and objective, two ways to it, {len(args.seeds)} seeds")
     lib.save(args, fig, "dpo")
 
 

@@ -22,8 +22,8 @@ import torch
 
 from common import adamw, generator, masked, masked_mean, update
 from data import read_jsonl
-from figure1 import base, rates, tuned
-from papers.dpo import SIZE, measured
+from figure1 import tuned
+from papers.dpo import SIZE, measured, ppo_flags
 from plumbing.checkpoint import load
 from plumbing.command_line import entry
 from ppo import ema_update, forward_logprobs, penalize_missing_eos, policy_loss, rollout_logprobs
@@ -35,13 +35,13 @@ WAYS = ["GRPO", "RLOO", "PPO"]
 @dataclass
 class Config:
     way: str = "GRPO"
-    iterations: int = 40        # this, and what follows, as in ppo.py
+    iterations: int = 40        # this and what follows is as in ppo.py, but for lr and beta
     episodes: int = 256         # answers an iteration
     group: int = 4              # of them to one prompt
     minibatches: int = 4
-    lr: float = 5.3e-4
+    lr: float = 2.7e-4
     warmup: int = 10            # iterations, from a tenth
-    beta: float = 0.1           # of the KL to the reference
+    beta: float = 0.3           # of the KL to the reference
     clip: float = 0.2
     ema: float = 0.95
 
@@ -123,8 +123,7 @@ def job(quick, seed, way):
     sft, reward_model = (tuned(args, SIZE, seed, name) for name in ("sft", "reward"))
     start = time.process_time()
     if way == "PPO":
-        policy = lib.run_ppo(args, seed, sft, base(args, SIZE), f"--size={SIZE}", "--ptx_coef=0",
-                             *rates(SIZE, lr=2e-4, critic_lr=5e-4))
+        policy = lib.run_ppo(args, f"grpo-{seed}", seed, sft, *ppo_flags(args, Config.beta, 0))
     else:
         config = Config(way, **{"iterations": 2, "episodes": 16} if quick else {})
         policy = train(lib.network(sft), scorer(reward_model), run, config, seed)

@@ -183,13 +183,11 @@ def mlp(sizes, last=1.0, act=nn.Tanh):
 
 # ---- the recipe ----
 
-def run_ppo(args, seed, sft, base, *flags):
-    """ppo.py in this process, beside a seed's sft.pt and reward.pt → its policy.
-
-    Nothing is measured on its way, so that its time is that of its training.
-    """
+def run_ppo(args, name, seed, sft, base, *flags):
+    """ppo.py in this process, in a folder of its own with a seed's sft.pt and reward.pt → its
+    policy. Nothing is measured on its way, so that its time is that of its training."""
     import ppo
-    out = variant(os.path.dirname(sft), scratch(args, f"papers/{seed}"), "sft.pt", "reward.pt")
+    out = variant(os.path.dirname(sft), scratch(args, f"papers/{name}"), "sft.pt", "reward.pt")
     sys.argv = ["ppo.py", f"--out={out}", f"--seed={seed}", f"--base={base}", "--fresh", *flags]
     if args.quick:
         sys.argv += ["--size=smoke", *QUICK["ppo"]]
