@@ -103,7 +103,10 @@ def stage(args, name, out, seed, *flags, patch=""):
 
 
 def base_of(args):
-    return "out/quick/pretrain.pt" if args.quick else "out/village/pretrain.pt"
+    """The base of the default run, or that of a script at another size: args.base."""
+    if args.quick:
+        return "out/quick/pretrain.pt"
+    return getattr(args, "base", "out/village/pretrain.pt")
 
 
 def make_base(args):
@@ -162,7 +165,7 @@ def summary_of(key, keys, row):
     return f"  {', '.join(named)}: {', '.join(numbers)}"
 
 
-def collect(args, path, jobs, keys):
+def collect(args, path, jobs, keys, make=make_base):
     """Run the jobs that `path` has no rows of, side by side → all rows of the file.
 
     jobs: list of (key, function). key is a tuple of the values that the columns `keys` have in the
@@ -170,7 +173,7 @@ def collect(args, path, jobs, keys):
     added to the file as soon as it is there. All jobs have the same columns.
 
     Each row carries the base's hash, and those of another base don't count. Where there is no base
-    the newest rows are taken, so that a figure can be drawn again without it.
+    the newest rows are taken, so that a figure can be drawn again without it. make(args) makes it.
     """
     rows, base = read_rows(path), base_of(args)
     there = os.path.exists(base)
@@ -183,8 +186,8 @@ def collect(args, path, jobs, keys):
 
     left = [(key, work) for key, work in jobs if text(key) not in done]
     if left and not there:
-        make_base(args)
-        return collect(args, path, jobs, keys)
+        make(args)
+        return collect(args, path, jobs, keys, make)
     print(f"{path}: {len(jobs) - len(left)} of {len(jobs)} are there", flush=True)
     failed = []
 

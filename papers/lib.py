@@ -24,11 +24,15 @@ from torch import nn
 
 from common import generator
 from data import UserError
-from experiments.lib import COLOURS, add_rows, arguments, figure, finish, interval
+from experiments.lib import (COLOURS, QUICK, add_rows, arguments, base_of, checkpoints, figure,
+                             finish, heldout, interval, measure, network, scratch, stage, variant,
+                             world)
 from project import read_rows
 from sampling import sample
 
-__all__ = ["COLOURS", "arguments", "figure", "interval"]     # for the scripts
+# for the scripts, and for figure1.py, which makes the village's checkpoints
+__all__ = ["COLOURS", "arguments", "base_of", "checkpoints", "figure", "heldout", "interval",
+           "measure", "network", "scratch", "stage", "variant", "world"]
 
 
 # ---- seeds, numbers, figure ----
@@ -175,6 +179,21 @@ def mlp(sizes, last=1.0, act=nn.Tanh):
         nn.init.zeros_(linear.bias)
         layers += [linear] if final else [linear, act()]
     return nn.Sequential(*layers)
+
+
+# ---- the recipe ----
+
+def run_ppo(args, name, seed, sft, base, *flags):
+    """ppo.py in this process, in a folder of its own with a seed's sft.pt and reward.pt → its
+    policy. Nothing is measured on its way, so that its time is that of its training."""
+    import ppo
+    out = variant(os.path.dirname(sft), scratch(args, f"papers/{name}"), "sft.pt", "reward.pt")
+    sys.argv = ["ppo.py", f"--out={out}", f"--seed={seed}", f"--base={base}", "--fresh", *flags]
+    if args.quick:
+        sys.argv += ["--size=smoke", *QUICK["ppo"]]
+    ppo.heldout_metrics = lambda *args: {}
+    ppo.main()
+    return network(os.path.join(out, "ppo.pt"))
 
 
 # ---- a person ----
