@@ -31,7 +31,7 @@ from plumbing.command_line import entry
 from sft import collate, sft_loss
 
 PROMPTS = ["zero-shot", "few-shot", "zero-shot page", "few-shot page"]      # of the kind asked
-TUNED = {"soft prompt": (400, 0.03), "SFT": (60, 1e-3)}         # steps, learning rate
+TUNED = {"soft prompt": (400, 0.3), "SFT": (60, 1e-3)}          # steps, learning rate
 NUMBERS, LENGTH, SHOTS = [1, 3, 12], 20, 2      # of kinds; embeddings of a soft prompt; examples
 DEMONSTRATIONS, BATCH, QUESTIONS, ROOM, ANSWER = 480, 32, 40, 80, 48    # the last two in tokens
 ASKED = [kind for kind in KINDS if KINDS[kind].share]   # the others are in no text
