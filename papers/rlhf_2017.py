@@ -24,8 +24,8 @@ from cartpole import Config, train
 from common import adamw, generator, update
 from plumbing.command_line import entry
 
-CLIP, LENGTH, BUDGETS = 25, 200, [50, 150, 450]     # steps of a clip, of an episode; choices
-ERRS = 0.1                  # how often the person chooses by chance, and is taken to
+CLIP, LENGTH, ROLLOUTS = 25, 100, 60    # steps of a clip, of an episode; rollouts of 8 episodes
+BUDGETS, ERRS = [150, 450, 1350], 0.1   # choices; how often one is by chance, and is taken to be
 
 
 def hidden_reward(seen):
@@ -50,8 +50,6 @@ def fixed_length(env):
     return gymnasium.wrappers.TimeLimit(Lies(env.unwrapped), LENGTH)
 
 
-# ---- the paper's parts ----
-
 def preference_loss(first, second, chosen):
     """Mean of −log P(choice), P = ε/2 + (1 − ε) σ(Σ r of the chosen clip − Σ r of the other).
 
@@ -63,8 +61,7 @@ def preference_loss(first, second, chosen):
 
 
 def disagreement(first, second):
-    """Rewards (3, n, CLIP) that three predictors give two clips → (n,): the variance among them of
-    the probability that the first is chosen."""
+    """Predicted rewards (3, n, CLIP) → (n,): variance of the three P(the first is chosen)."""
     return torch.sigmoid(first.sum(-1) - second.sum(-1)).var(0)
 
 
@@ -110,39 +107,42 @@ class Predictors:
                 update(net, self.optimizers[k], 1e-3)
 
     def __call__(self, steps):
-        """PPO's rewards (N, T) for a rollout, after asking about it and learning."""
+        """Rewards (N, T) for a rollout, after asking about it and learning."""
         x = torch.cat([steps.after, F.one_hot(steps.actions, 2)], -1)           # (N, T, 6)
-        self.query(x.reshape(-1, CLIP, 6), self.due.pop(0))
+        if n := self.due.pop(0):
+            self.query(x.reshape(-1, CLIP, 6), n)
         self.learn()
-        mean = self.rewards(x).mean(0).detach()
-        return (mean - mean.mean()) / (mean.std() + 1e-8)
+        return self.rewards(x).mean(0).detach()
 
 
 def job(quick, seed, labels, ask, when):
     """→ the mean hidden return of 50 episodes. labels 0: PPO on the hidden reward itself."""
     torch.manual_seed(seed)
-    rollouts = 3 if quick else 40
-    rewards = Predictors(seed, labels, ask, when, rollouts) if labels else None
-    config = Config(rollouts * Config.envs * LENGTH, horizon=LENGTH)
-    actor = train("CartPole-v1", config, seed, rewards, wrapper=fixed_length)
+    rollouts = 3 if quick else ROLLOUTS
+    source = Predictors(seed, labels, ask, when, rollouts) if labels else lambda x: x.rewards
+    def rewards(steps):         # a constant changes nothing, since all episodes are equally long
+        return F.layer_norm(x := source(steps), x.shape)        # mean 0, variance 1
+    actor = train("CartPole-v1", Config(rollouts * Config.envs * LENGTH, horizon=LENGTH), seed,
+                  rewards, wrapper=fixed_length)
     return {"return": lib.evaluate("CartPole-v1", actor, seed, 50, wrapper=fixed_length)}
 
 
 def main():
     args = lib.arguments(__doc__, 5)
-    settings = [{"labels": n, "ask": ask, "when": when} for n, ask, when in [
-        (0, "", ""), *((n, "disagreement", "online") for n in BUDGETS),
-        (BUDGETS[1], "random", "online"), (BUDGETS[1], "disagreement", "start")]]
-    rows = lib.collect(args, "rlhf_2017", job, lib.over(args.seeds, *settings))
-    truth = lib.pick(rows, "return", **settings[0])
+    ways = [("", "", [0]), ("disagreement", "online", BUDGETS), ("random", "online", BUDGETS[1:2]),
+            ("disagreement", "start", BUDGETS[1:2])]
+    rows = lib.collect(args, "rlhf_2017", job, lib.over(args.seeds, *(
+        {"labels": n, "ask": ask, "when": when} for ask, when, labels in ways for n in labels)))
     chance = lib.evaluate("CartPole-v1", lambda x: torch.zeros(len(x), 2), 0, wrapper=fixed_length)
-    print(f"return with the hidden reward {lib.interval(truth)}, of random actions {chance:.1f}")
+    truth = lib.pick(rows, "return", labels=0)
+    print(f"return: random {chance:.1f}, with the hidden reward {[f'{x:.1f}' for x in truth]}")
     fig, [[ax]] = lib.figure()
-    for n, setting in enumerate(settings[1:]):
-        shares = [(mine - chance) / (best - chance)
-                  for mine, best in zip(lib.pick(rows, "return", **setting), truth)]
-        lib.line(ax, "{labels} choices, {ask}, {when}".format(**setting), [n], [shares])
-    ax.set(xticks=[], title="share of the return that the hidden reward brings")
+    for ask, when, labels in ways[1:]:
+        found = [lib.pick(rows, "return", labels=n, ask=ask, when=when) for n in labels]
+        lib.line(ax, f"{ask}, {when}", labels, [[(x - chance) / (best - chance) for x, best in zip(
+            mine, truth)] for mine in found])
+    ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS, xlabel="choices",
+           title="share of the return that the hidden reward brings")
     lib.save(args, fig, "rlhf_2017")
 
 
