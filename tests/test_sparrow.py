@@ -201,14 +201,13 @@ def test_evidence_supports_what_it_says_of_the_person_who_was_asked_about(paper)
 
 
 def test_evidence_is_the_likeliest_sentence_for_its_length(paper, vocab, monkeypatch):
-    m, seen = paper("sparrow"), []
+    m, longest = paper("sparrow"), []
 
-    def uniform(model, tokens, mask):  # but one sentence is a little likelier per token
-        seen.append(tokens)
-        logprobs = -1.0 * mask
-        logprobs[9] *= 0.9
-        return logprobs
+    def uniform(model, tokens, mask):  # but the longest sentence is a little likelier per token
+        longest.append(int(mask.sum(1).argmax()))
+        return torch.where(torch.arange(12)[:, None] == longest[0], -0.9, -1.0) * mask
 
     monkeypatch.setattr(m, "forward_logprobs", uniform)
-    found = m.evidence(None, QUESTION, "Ben", vocab, random.Random(0))
-    assert found[0] == list(m.VALUES)[3] and found[1] != "Ben" and len(seen[0]) == 12
+    attribute, whose = m.evidence(None, QUESTION, "Ben", vocab, random.Random(0))
+    assert attribute == list(m.VALUES)[longest[0] % 6], "the shortest sentence"
+    assert (whose == "Ben") == (longest[0] < 6)
