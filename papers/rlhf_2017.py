@@ -129,7 +129,7 @@ def job(quick, seed, labels, ask, when):
 
 def main():
     args = lib.arguments(__doc__, 5)
-    ways = [("", "", [0]), ("disagreement", "online", BUDGETS), ("random", "online", BUDGETS[1:2]),
+    ways = [("", "", [0]), ("disagreement", "online", BUDGETS), ("random", "online", BUDGETS),
             ("disagreement", "start", BUDGETS[1:2])]
     rows = lib.collect(args, "rlhf_2017", job, lib.over(args.seeds, *(
         {"labels": n, "ask": ask, "when": when} for ask, when, labels in ways for n in labels)))
