@@ -49,7 +49,7 @@ def dpo_loss(policy_logprobs_w, policy_logprobs_l, ref_w, ref_l, beta):
     tokens, given the prompt. In nats.
     """
     margin = beta * ((policy_logprobs_w - ref_w) - (policy_logprobs_l - ref_l))
-    return F.softplus(-margin).mean()       # softplus(−m) = −log σ(m)
+    return -F.logsigmoid(margin).mean()
 
 
 def answer_logprobs(model, batch, vocab):

@@ -129,20 +129,20 @@ def job(quick, seed, labels, ask, when):
 
 def main():
     args = lib.arguments(__doc__, 5)
-    ways = [("", "", [0]), ("disagreement", "online", BUDGETS), ("random", "online", BUDGETS),
+    ways = [("", "", [0]), ("disagreement", "online", BUDGETS), ("random", "online", BUDGETS[1:2]),
             ("disagreement", "start", BUDGETS[1:2])]
     rows = lib.collect(args, "rlhf_2017", job, lib.over(args.seeds, *(
         {"labels": n, "ask": ask, "when": when} for ask, when, labels in ways for n in labels)))
     chance = lib.evaluate("CartPole-v1", lambda x: torch.zeros(len(x), 2), 0, wrapper=fixed_length)
-    truth = lib.pick(rows, "return", labels=0)
-    print(f"return: random {chance:.1f}, with the hidden reward {[f'{x:.1f}' for x in truth]}")
     fig, [[ax]] = lib.figure()
-    for ask, when, labels in ways[1:]:
+    ax.axhline(chance, color="k", lw=0.5, label=f"random actions: {chance:.0f}")
+    for ask, when, labels in ways:
         found = [lib.pick(rows, "return", labels=n, ask=ask, when=when) for n in labels]
-        lib.line(ax, f"{ask}, {when}", labels, [[(x - chance) / (best - chance) for x, best in zip(
-            mine, truth)] for mine in found])
-    ax.set(xscale="log", xticks=BUDGETS, xticklabels=BUDGETS, xlabel="choices",
-           title="share of the return that the hidden reward brings")
+        name = f"{ask}, {when}" if ask else "the hidden reward itself"
+        lib.line(ax, name, [n or 2 * BUDGETS[-1] for n in labels], found)
+        print("  by seed:", [[round(x) for x in of_n] for of_n in found])
+    ax.set(xlabel="choices (the hidden reward: none)", ylabel="hidden return",
+           title=f"a reward learnt from choices, {len(args.seeds)} seeds")
     lib.save(args, fig, "rlhf_2017")
 
 
