@@ -6,10 +6,9 @@ A reward that nobody writes down: it is learnt from choices between clips, while
 Christiano et al. 2017, Deep reinforcement learning from human preferences (section 2.2): an
 ensemble of 3 reward predictors, r(s, a), is trained on pairs of clips by Bradley and Terry's model
 with 10 % of answers taken for chance (2.2.3). Pairs are asked about on whose winner the predictors
-disagree most (2.2.4), as PPO brings new ones. The policy gets their mean, normalised.
-
-A pole that falls stays on the ground, and episodes have a fixed length, since their ends would
-tell. The hidden reward, −|angle| − |x|, is for the synthetic person and the evaluation alone.
+disagree most (2.2.4), as PPO brings new ones. The policy gets their mean, normalised. A pole that
+falls stays on the ground, and episodes have a fixed length, since their ends would tell. The hidden
+reward, −|angle| − |x|, is for the synthetic person and the evaluation alone.
 
 Left out: a held-out share of the choices that steers a weight decay, "equal", "can't tell", pixels.
 """
@@ -118,10 +117,11 @@ class Predictors:
 def job(quick, seed, labels, ask, when):
     """→ the mean hidden return of 50 episodes. labels 0: PPO on the hidden reward itself."""
     torch.manual_seed(seed)
-    rollouts = 3 if quick else ROLLOUTS
+    rollouts, past = 3 if quick else ROLLOUTS, []
     source = Predictors(seed, labels, ask, when, rollouts) if labels else lambda x: x.rewards
-    def rewards(steps):         # a constant changes nothing, since all episodes are equally long
-        return F.layer_norm(x := source(steps), x.shape)        # mean 0, variance 1
+    def rewards(steps):         # mean 0, spread 1 over all rollouts so far: a steady scale
+        past.append(source(steps))
+        return (past[-1] - torch.stack(past).mean()) / torch.stack(past).std()
     actor = train("CartPole-v1", Config(rollouts * Config.envs * LENGTH, horizon=LENGTH), seed,
                   rewards, wrapper=fixed_length)
     return {"return": lib.evaluate("CartPole-v1", actor, seed, 50, wrapper=fixed_length)}
