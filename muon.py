@@ -5,7 +5,7 @@ https://kellerjordan.github.io/posts/muon).
 AdamW looks at every weight alone. Muon takes a matrix as the linear map that it is: the step is the
 momentum with all its singular values set to about 1, so that rare directions are learnt as fast as
 common ones. The base needs half as many tokens. torch has a Muon too, but in bf16 alone, which
-takes a second a step on a CPU without it.
+takes most of a second a step on a CPU without it.
 """
 import collections
 

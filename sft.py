@@ -2,9 +2,9 @@
 Stage 1: supervised fine-tuning. Prompts with demonstrations in, a model that answers out
 (Ouyang et al. 2022, section 3.5).
 
-    python sft.py                            # about two minutes on two CPU cores
-    python sft.py --epochs=16 --dropout=0.2  # the paper's
-    python sft.py --pick_by=reward.pt        # keep the epoch that a reward model likes best
+    python sft.py                                       # over two minutes on two CPU cores
+    python sft.py --epochs=16 --dropout=0.2 --no-muon   # the paper's
+    python sft.py --pick_by=reward.pt                   # the epoch that a reward model likes best
 
 The loss is on the response alone, its end-of-text token included: the prompt is given, not learnt.
 Every batch also has pretraining text in it, as for the policy that the paper's RL starts from

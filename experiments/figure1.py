@@ -112,6 +112,11 @@ def rates(size, **defaults):
     return [f"--{name}={value * 128 / SIZES[size][2]:.4g}" for name, value in defaults.items()]
 
 
+def sft_flags(size):
+    """Of SFT at sizes other than tiny, for which alone Muon's rate was chosen."""
+    return ["--no-muon", *rates(size, lr=1e-3)]
+
+
 def base(args, size, seed=1337):
     """The path of a base; made if it is missing."""
     if args.quick:
@@ -124,7 +129,7 @@ def base(args, size, seed=1337):
         out = f"out/sizes/{size}" if default else f"out/sizes/{size}-{seed}"
     flags = [f"--size={size}", *rates(size, lr=4e-3)]
     if size != "tiny":
-        flags += ["--no-muon", "--steps=4000", "--batch=12"]    # Muon's rate is tiny's alone
+        flags += ["--no-muon", "--steps=4000", "--batch=12"]
     lib.stage(args, "pretrain", out, seed, *flags)
     return f"{out}/pretrain.pt"
 
@@ -138,8 +143,7 @@ def tuned(args, size, seed, model):
         out = f"out/sizes/{size}/seed-{seed}"
         flags = [f"--size={size}", f"--base={base(args, size)}"]
         ppo_flags = rates(size, lr=2e-4, critic_lr=5e-4)
-        slow = ["--no-muon", "--epochs=2"]
-        lib.stage(args, "sft", out, seed, *flags, *slow, *rates(size, lr=1e-3))
+        lib.stage(args, "sft", out, seed, *flags, *sft_flags(size))
         if model != "sft":
             lib.stage(args, "reward", out, seed, *flags, *rates(size, lr=6e-4))
     if model in ("sft", "reward"):

@@ -55,8 +55,8 @@ def small_sft(args):
     if args.quick:
         return lib.checkpoints(args, 1, "sft") + "/sft.pt"
     out = "out/experiments/small"
-    flags = ["--size=smoke", "--steps=2400", "--batch=32", "--lr=4e-3"]
-    sft_flags = ["--size=smoke", "--epochs=2", "--demonstrations=0", "--lr=3e-3"]
+    flags = ["--size=smoke", "--no-muon", "--steps=2400", "--batch=32", "--lr=4e-3"]
+    sft_flags = ["--size=smoke", "--no-muon", "--epochs=2", "--demonstrations=0", "--lr=3e-3"]
     with lib.lock:
         lib.stage(args, "pretrain", out, 1337, *flags)
         lib.stage(args, "sft", out, 1337, *sft_flags, f"--base={out}/pretrain.pt")

@@ -28,7 +28,7 @@ import numpy as np
 from abilities import asked_few_shot, chosen, completed, mapping, of_kind
 from data import read_jsonl
 from data.text import Text
-from figure1 import NORMS, base, rates, tuned
+from figure1 import NORMS, base, rates, sft_flags, tuned
 from plumbing.checkpoint import load, save
 from plumbing.command_line import entry
 from plumbing.run import read_log
@@ -66,7 +66,7 @@ def flags_of(args):
 
 def plain_sft(args, source, seed):
     """The folder with SFT without pretraining text, and the reward model of the other SFT."""
-    plain, rate = lib.scratch(args, f"tax/plain-{seed}"), [] if args.quick else rates(SIZE, lr=1e-3)
+    plain, rate = lib.scratch(args, f"tax/plain-{seed}"), [] if args.quick else sft_flags(SIZE)
     with lib.lock:
         lib.stage(args, "sft", plain, seed, *flags_of(args), "--pretrain_mix=0", *rate)
         if not os.path.exists(f"{plain}/reward.pt"):

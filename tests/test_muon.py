@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from conftest import run_little
 from model import GPT, config_for
 from muon import muon, orthogonal
 
@@ -105,3 +106,15 @@ def test_muon_goes_on_bit_for_bit_from_its_state():
     step(other, again, 2)
     for (name, p), q in zip(model.named_parameters(), other.parameters()):
         assert torch.equal(p, q), name
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft"])
+@pytest.mark.parametrize("flag, other", [("--muon", "adamw"), ("--no-muon", "muon")])
+def test_the_flag_says_which_optimiser_steps(little, tmp_path, monkeypatch, stage, flag, other):
+
+    def never(*args):
+        raise AssertionError(f"{flag} has made {other}")
+
+    monkeypatch.setattr(f"{stage}.{other}", never)
+    base = f"--base={little[1]}/pretrain.pt"
+    run_little(stage, little[0], tmp_path / "out", flag, *([base] if stage == "sft" else []))
