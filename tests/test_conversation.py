@@ -457,7 +457,7 @@ def talk(little, whole, monkeypatch, capsys, tmp_path):
             lines(tmp_path / "prompts.jsonl", *rows)
         typed = iter([*messages, None])
         monkeypatch.setattr(chat, "typed", lambda sign: next(typed))
-        monkeypatch.setattr(chat, "reply", lambda *a: "Yes.")
+        monkeypatch.setattr(chat, "reply", lambda *a: VOCAB.response("Yes."))
         flags = ["--size=smoke", "--device=cpu", f"--data={tmp_path}", f"--out={whole}"]
         run_main("chat", *flags, "--max_new_tokens=28")
         return capsys.readouterr().out
