@@ -43,8 +43,8 @@ def explain(config, vocab, stage, prompt, response=None):
     run = ppo.Config(**made["config"] | {"beta": made["results"]["beta"]})
     (policy, _), (after, _), (reference, _), (critic, judged) = (
         load_network(config, name, vocab) for name in (stage, stage, "sft", judge))
-    room = policy.config.block_size - max(config.max_new_tokens, len(response or []))
-    check_room("--prompt beside an answer", [{"prompt": prompt}], vocab, room)
+    n, block = max(config.max_new_tokens, len(response or [])), policy.config.block_size
+    check_room(f"--prompt and {n} tokens of answer", [{"prompt": prompt}], vocab, block - n)
     # 1. and 2. of ppo.py's loop: rollout and score
     ids, results = vocab.prompt(prompt), judged["results"]
     responses = sampling.generate(policy, [ids] * 16, config.max_new_tokens, run.temperature,

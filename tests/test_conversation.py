@@ -517,3 +517,34 @@ def test_a_chat_says_how_many_of_its_messages_are_no_longer_read(talk, vocab):
     assert re.findall(r"the first (\d+) messages", said) == ["4"], "the last one fits alone"
     said = talk(*[long] * 4, "/reset", *[long] * 3)
     assert re.findall(r"the first (\d+) messages", said) == ["2", "2"], "once a conversation"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What /why is about: (stage, the user's messages and the answers that were read, answer)."""
+    found = []
+
+    def explain(config, vocab, *last):
+        found.extend(
+            (stage, [t["content"] for t in turns], vocab.decode(a)) for stage, turns, a in [last]
+        )
+
+    monkeypatch.setattr(chat, "explain", explain)
+    return found
+
+
+def test_why_needs_an_answer(talk, asked, monkeypatch):
+    monkeypatch.setattr(chat, "explain", lambda *a: asked.append(a))
+    assert talk("/why").endswith("there is no answer yet\n")
+    assert talk("Hi.", "/reset", "/why").endswith("there is no answer yet\n") and not asked
+    talk("Hi.", "/why")
+    assert asked, "after an answer there is one to explain"
+
+
+def test_why_is_about_the_last_answer_and_what_was_read_before_it(talk, asked):
+    long = " ".join(["dog"] * 40)
+    talk("Hi.", "And Ben?", "/why", long, long, "/why")
+    assert asked == [
+        ("ppo", ["Hi.", "Yes.", "And Ben?"], "Yes."),
+        ("ppo", [long, "Yes.", long], "Yes."),
+    ]
