@@ -92,7 +92,7 @@ def table(tokens, columns, names):
 def show(tokens, columns, score, advantages, run):
     """Print both tables, and numbers beside the same by hand. advantages: of all answers, (n,)."""
     _, _, kl, _, r, V, A, R, white, *_ = columns.values()
-    mean, std = advantages.mean().item(), advantages.std(correction=0).item()
+    mean, std = advantages.mean().item(), (advantages.var(correction=0).item() + 1e-8) ** 0.5
     table(tokens, columns, list(columns)[:9])
     print("\n    the table = by hand")
     for left, right, how in [
@@ -101,9 +101,9 @@ def show(tokens, columns, score, advantages, run):
             (A[0], r[0] + run.gamma * ([*V, 0.0][1] + run.lam * [*A, 0.0][1]) - V[0],
              f"first A = reward + {run.gamma:g} · (next V + {run.lam:g} · next A) − V"),
             (A[0], R[0] - V[0], "first A = R − V"),
-            (white[0], (A[0] - mean) / std, f"first whitened = (A − {mean:.3f}) / {std:.3f}")]:
+            (white[0], (A[0] - mean) / std, f"first whitened = (A {-mean:+.3f}) / {std:.3f}")]:
         print(f"{left:12.3f} = {right:<8.3f} {how}")
-    print("\nprobabilities before and after one step; held: the clip stops the next one")
+    print("\nprobabilities before and after one step; held: the clip stops a second one")
     table(tokens, columns, list(columns)[8:])
     print("\n" + __doc__.strip().rpartition("\n\n")[2])
 

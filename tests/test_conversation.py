@@ -535,15 +535,15 @@ def asked(monkeypatch):
 
 def test_why_needs_an_answer(talk, asked, monkeypatch):
     monkeypatch.setattr(chat, "explain", lambda *a: asked.append(a))
-    assert talk("/why").endswith("there is no answer yet\n")
-    assert talk("Hi.", "/reset", "/why").endswith("there is no answer yet\n") and not asked
+    assert talk("/why").endswith("there is no answer yet\n\n")
+    assert talk("Hi.", "/reset", "/why").endswith("there is no answer yet\n\n") and not asked
     talk("Hi.", "/why")
     assert asked, "after an answer there is one to explain"
 
 
 def test_why_is_about_the_last_answer_and_what_was_read_before_it(talk, asked):
     long = " ".join(["dog"] * 40)
-    talk("Hi.", "And Ben?", "/why", long, long, "/why")
+    talk("Hi.", "And Ben?", "/why", long, long, long, "/why")
     assert asked == [
         ("ppo", ["Hi.", "Yes.", "And Ben?"], "Yes."),
         ("ppo", [long, "Yes.", long], "Yes."),
