@@ -6,8 +6,8 @@ Talk to the model of any stage, or to several side by side.
     python chat.py --prompt="Name three animals."   # one answer, then exit
     python chat.py --best_of=16                     # the best of 16 answers, by the reward model
 
-/help shows an example of every kind of message, /reset forgets the conversation, /quit (or Ctrl-D)
-ends it. Each stage has its own history.
+/help shows an example of every kind of message, /why what PPO makes of the last one (explain.py).
+/reset forgets the conversation, /quit (or Ctrl-D) ends it. Each stage has its own history.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
 import os
@@ -18,9 +18,9 @@ import sampling
 from common import generator
 from data import UserError, folder_of, read_jsonl
 from data.vocab import Vocab
-from plumbing.checkpoint import load, model_from
+from explain import explain
+from plumbing.checkpoint import load_network
 from plumbing.command_line import Common, entry, flag, parse, typed
-from plumbing.device import pick_device, pick_dtype
 from plumbing.stages import POLICY, in_round, policies, round_of
 from ppo import penalize_missing_eos
 from rollout import Rollout, reward_scores
@@ -67,7 +67,7 @@ def examples(folder):
 
 
 def reply(model, ids, vocab, options):
-    """Print an answer token by token; returns its text."""
+    """Print an answer token by token; returns its tokens."""
     response, printed = [], ""
     for _, (token,) in sampling.stream(model, [ids], **options):
         response.append(token)
@@ -76,11 +76,11 @@ def reply(model, ids, vocab, options):
             print(text[len(printed):], end="", flush=True)
             printed = text
     print()
-    return vocab.decode(response).strip()
+    return response
 
 
 def best_reply(model, reward_model, results, ids, vocab, n, options):
-    """Print the best of n answers by the reward model, and its score; returns its text.
+    """Print the best of n answers by the reward model, and its score; returns its tokens.
 
     results: the reward model's, for PPO's rule on a missing EOS.
     """
@@ -89,10 +89,9 @@ def best_reply(model, reward_model, results, ids, vocab, n, options):
     scores = penalize_missing_eos(reward_scores(reward_model, rollout, n), rollout.has_eos,
                                   results["score_mean"], results["score_std"])
     best = scores.argmax().item()
-    answer = vocab.decode(responses[best]).strip()
-    print(f"{answer}   [{scores[best]:.2f}; the {n} from {scores.min():.2f}, "
-          f"mean {scores.mean():.2f}]")
-    return answer
+    print(f"{vocab.decode(responses[best]).strip()}   [{scores[best]:.2f}; the {n} from "
+          f"{scores.min():.2f}, mean {scores.mean():.2f}]")
+    return responses[best]
 
 
 def load_models(config, vocab):
@@ -105,17 +104,11 @@ def load_models(config, vocab):
     if bad := [s for s in stages if not POLICY.fullmatch(s)]:
         raise UserError(f"--stage={config.stage}: {', '.join(sorted(bad))} can't talk; there are: "
                         f"{', '.join(there) or 'none yet'}")
-    device = pick_device(config.device)
-    dtype = pick_dtype(config.dtype, device)
     reward = [in_round("reward", max(map(round_of, stages)))] if config.best_of > 1 else []
-    models, results = {}, None
+    models = {}
     for stage in [*stages, *reward]:
-        checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
-        if checkpoint["vocab"] != vocab.hash:
-            raise UserError(f"{config.out}/{stage}.pt was made with another vocabulary than that "
-                            f"of {config.data}; give its --data")
-        models[stage], results = model_from(checkpoint, device, dtype), checkpoint["results"]
-    return models, models.pop(reward[0]) if reward else None, results
+        models[stage], checkpoint = load_network(config, stage, vocab)
+    return models, models.pop(reward[0]) if reward else None, checkpoint["results"]
 
 
 def main():
@@ -130,6 +123,7 @@ def main():
     options = dict(max_new_tokens=config.max_new_tokens, temperature=config.temperature,
                    top_k=config.top_k or None, top_p=config.top_p, eos=vocab.eos, generator=rng)
     history, told = {stage: [] for stage in models}, set()      # told: that its history is cut
+    last = []       # the answer that /why explains: its stage, its turns, its tokens
 
     def answer(message):
         for stage, model in models.items():
@@ -141,14 +135,15 @@ def main():
                 print(f"(too long: the first {len(turns) - len(seen)} messages are no longer read)")
             print(f"{stage:9s}" if len(models) > 1 else "", end="", flush=True)
             if reward_model:
-                text = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
+                new = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
             else:
-                text = reply(model, ids, vocab, options)
-            history[stage] = turns + [{"role": "assistant", "content": text}]
+                new = reply(model, ids, vocab, options)
+            last[:] = stage, seen, new
+            history[stage] = [*turns, {"role": "assistant", "content": vocab.decode(new).strip()}]
 
     if config.prompt:
         return answer(config.prompt)
-    print(f"{', '.join(models)} of {config.out}; /help, /reset forgets, /quit ends")
+    print(f"{', '.join(models)} of {config.out}; /help, /why, /reset forgets, /quit ends")
     if shown := sorted(examples(folder).values(), key=len)[:3]:
         print("try: " + "\n     ".join(shown))
     while True:
@@ -158,18 +153,20 @@ def main():
         if message == "/quit":
             return
         if message == "/reset":
-            history, told = {stage: [] for stage in models}, set()
+            history, told, last = {stage: [] for stage in models}, set(), []
             print("(forgotten)")
         elif message == "/help":
             for kind, prompt in examples(folder).items():
                 print(f"{kind:12}{prompt}")
-        elif message.startswith("/"):
-            print("there are /help, /reset and /quit")
+        elif message == "/why" and not last:
+            print("there is no answer yet")
+        elif message.startswith("/") and message != "/why":
+            print("there are /help, /why, /reset and /quit")
         elif "\ufffd" in message:
             print("part of this is not valid UTF-8, type it again")
         elif message:
             try:
-                answer(message)
+                explain(config, vocab, *last) if message == "/why" else answer(message)
             except UserError as e:
                 print(e)
 

@@ -8,6 +8,7 @@ import torch
 
 from data import UserError, replacing
 from model import GPT, GPTConfig, ScalarGPT
+from plumbing.device import pick_device, pick_dtype
 from plumbing.stages import POLICY, STAGES, script_of
 
 STAGE = re.compile(POLICY.pattern + r"|reward(-eval|-\d+)?")
@@ -51,6 +52,16 @@ def model_from(checkpoint, device="cpu", dtype=torch.float32):
     model.load_state_dict(checkpoint["model"])
     model.compute_dtype = dtype
     return model.to(device).eval()
+
+
+def load_network(config, stage, vocab):
+    """A stage's network in --out, and its checkpoint. UserError: of another vocabulary."""
+    checkpoint = load(os.path.join(config.out, stage + ".pt"), stage)
+    if checkpoint["vocab"] != vocab.hash:
+        raise UserError(f"{config.out}/{stage}.pt was made with another vocabulary than that of "
+                        f"{config.data}; give its --data")
+    device = pick_device(config.device)
+    return model_from(checkpoint, device, pick_dtype(config.dtype, device)), checkpoint
 
 
 def digest(state):

@@ -161,6 +161,13 @@ def typed(question):
         return None
 
 
+def coloured(text, x):
+    """In a terminal green or red by the sign of x, bold if |x| is over 1; plain with NO_COLOR."""
+    if not (sys.stdout and sys.stdout.isatty()) or os.environ.get("NO_COLOR"):
+        return text
+    return f"\033[{int(abs(x) > 1)};{32 if x > 0 else 31}m{text}\033[0m"
+
+
 def entry(main):
     """Run a script's main(). A user's mistake is one sentence and exit code 1.
 

@@ -457,7 +457,7 @@ def talk(little, whole, monkeypatch, capsys, tmp_path):
             lines(tmp_path / "prompts.jsonl", *rows)
         typed = iter([*messages, None])
         monkeypatch.setattr(chat, "typed", lambda sign: next(typed))
-        monkeypatch.setattr(chat, "reply", lambda *a: "Yes.")
+        monkeypatch.setattr(chat, "reply", lambda *a: VOCAB.response("Yes."))
         flags = ["--size=smoke", "--device=cpu", f"--data={tmp_path}", f"--out={whole}"]
         run_main("chat", *flags, "--max_new_tokens=28")
         return capsys.readouterr().out
@@ -517,3 +517,34 @@ def test_a_chat_says_how_many_of_its_messages_are_no_longer_read(talk, vocab):
     assert re.findall(r"the first (\d+) messages", said) == ["4"], "the last one fits alone"
     said = talk(*[long] * 4, "/reset", *[long] * 3)
     assert re.findall(r"the first (\d+) messages", said) == ["2", "2"], "once a conversation"
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What /why is about: (stage, the user's messages and the answers that were read, answer)."""
+    found = []
+
+    def explain(config, vocab, *last):
+        found.extend(
+            (stage, [t["content"] for t in turns], vocab.decode(a)) for stage, turns, a in [last]
+        )
+
+    monkeypatch.setattr(chat, "explain", explain)
+    return found
+
+
+def test_why_needs_an_answer(talk, asked, monkeypatch):
+    monkeypatch.setattr(chat, "explain", lambda *a: asked.append(a))
+    assert talk("/why").endswith("there is no answer yet\n\n")
+    assert talk("Hi.", "/reset", "/why").endswith("there is no answer yet\n\n") and not asked
+    talk("Hi.", "/why")
+    assert asked, "after an answer there is one to explain"
+
+
+def test_why_is_about_the_last_answer_and_what_was_read_before_it(talk, asked):
+    long = " ".join(["dog"] * 40)
+    talk("Hi.", "And Ben?", "/why", long, long, long, "/why")
+    assert asked == [
+        ("ppo", ["Hi.", "Yes.", "And Ben?"], "Yes."),
+        ("ppo", [long, "Yes.", long], "Yes."),
+    ]

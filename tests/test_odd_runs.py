@@ -27,7 +27,7 @@ from plumbing.run import Run
 from sampling import check_arguments
 from test_resume import fork, forks
 
-SCRIPTS = ["pretrain", "sft", "reward", "ppo", "evaluate", "chat", "data.label"]
+SCRIPTS = ["pretrain", "sft", "reward", "ppo", "evaluate", "chat", "explain", "data.label"]
 
 
 # ---- ranges ----

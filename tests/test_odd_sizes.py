@@ -168,8 +168,9 @@ def test_half_a_letter_ends_neither_a_chat_nor_a_ranking(encoding, tmp_path, vil
 
     answered = []
     monkeypatch.setattr("chat.load_models", lambda *a: ({"sft": ROOMY}, None, None))
-    monkeypatch.setattr("chat.reply", lambda model, ids, *a: answered.append(ids) or "It is.")
     folder = folder_of(tmp_path, village, 1)[0]
+    said = Vocab(str(folder)).response("It is.")
+    monkeypatch.setattr("chat.reply", lambda model, ids, *a: answered.append(ids) or said)
     type_in(b"Hello.\nA caf\xc3\nBye.\n")
     run_main("chat", f"--data={folder}", "--max_new_tokens=10")
     vocab = Vocab(str(folder))
