@@ -140,9 +140,9 @@ def main():
     for ask, when, labels in ways:
         found = [lib.pick(rows, "return", labels=n, ask=ask, when=when) for n in labels]
         lib.line(ax, f"{ask}, {when}", labels, found)
-        share = [[round((x - chance) / (best - chance), 2) for x in of_n] for of_n in found]
-        print("  share of the way from random to the hidden reward, by seed:", share)
-    ax.set(xlabel="choices", ylabel="hidden return", title="a reward learnt from choices")
+        print("  share of the way from random to the hidden reward, by seed:",
+              [[f"{(x - chance) / (best - chance):.2f}" for x in of_n] for of_n in found])
+    ax.set(xscale="log", xlabel="choices", ylabel="hidden return", title="reward learnt from choices")
     lib.save(args, fig, "rlhf_2017")
 
 
