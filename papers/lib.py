@@ -120,6 +120,11 @@ def environment(name, n, seed, wrapper=None):
     return env, env.reset(seed=seed)[0]
 
 
+def at_random(n_actions):
+    """A policy that acts at random: observations (n, D) → equal logits (n, n_actions)."""
+    return lambda seen: torch.zeros(len(seen), n_actions)
+
+
 def step(env, actions):
     """→ the observations to go on from, and of the step: reward, whether it ended and whether it
     was cut off, and the observation it led to; of an episode that is over, its last one."""

@@ -370,13 +370,13 @@ def predictors(m, **more):
 def test_a_quarter_of_the_choices_comes_first_and_all_are_asked(paper):
     m = paper("rlhf_2017")
     due = predictors(m).due
-    assert due[0] == 12 and sum(due) == 50 and len(due) == 10 and max(due[1:]) <= 5
-    assert predictors(m, when="start").due == [50] + [0] * 9
+    assert due[0] == 12 and sum(due) == 50 and len(due) == 11 and max(due[1:]) <= 4
+    assert predictors(m, when="start").due == [50] + [0] * 10
 
 
 def test_the_pairs_that_are_asked_about_are_those_of_most_disagreement(paper):
     m, them = paper("rlhf_2017"), predictors(paper("rlhf_2017"))
-    clips, rng = torch.randn(30, m.CLIP, 6), them.rng.clone_state()
+    clips, rng = torch.randn(30, m.CLIP, 9), them.rng.clone_state()
     drawn = [clips[i] for i in torch.randint(30, (2, 50), generator=rng)]
     most = m.disagreement(*map(them.rewards, drawn)).topk(5).values
     them.query(clips, 5)
@@ -384,31 +384,43 @@ def test_the_pairs_that_are_asked_about_are_those_of_most_disagreement(paper):
     assert close(m.disagreement(them.rewards(first), them.rewards(second)), most, atol=1e-5)
 
 
-def test_the_person_prefers_the_upright_pole(paper, monkeypatch):
+def links(first, second):
+    """Angles of Acrobot's links, the second from the first → the observation of both at rest."""
+    return torch.tensor([f(a) for a in (first, second) for f in (math.cos, math.sin)] + [0.0, 0.0])
+
+
+def test_the_hidden_reward_is_the_height_of_the_end(paper):
+    height, up = paper("rlhf_2017").hidden_reward, math.pi
+    for first, second, expected in [(0, 0, -2), (up, 0, 2), (up / 2, 0, 0), (0, up, 0)]:
+        assert height(links(first, second)).item() == pytest.approx(expected, abs=1e-6)
+    assert height(links(up / 2, up / 2)).item() == pytest.approx(1)
+    assert height(links(up / 2, -up / 2)).item() == pytest.approx(-1)
+
+
+def test_the_person_prefers_the_clip_that_is_higher(paper, monkeypatch):
     m = paper("rlhf_2017")
     monkeypatch.setattr(m, "ERRS", 0.0)
-    upright, leans = torch.zeros(1, m.CLIP, 6), torch.zeros(1, m.CLIP, 6)
-    leans[..., 2] = -0.5
-    assert predictors(m).choose(upright, leans).tolist() == [1]
-    assert predictors(m).choose(leans, upright).tolist() == [0]
+    hangs, stands = (links(a, 0).expand(1, m.CLIP, 6) for a in (0, math.pi))
+    assert predictors(m).choose(stands, hangs).tolist() == [1]
+    assert predictors(m).choose(hangs, stands).tolist() == [0]
 
 
-def test_the_policy_never_sees_the_hidden_reward(paper, monkeypatch):
+def test_the_policy_never_sees_the_hidden_reward(paper):
     m, lib, found = paper("rlhf_2017"), paper("lib"), []
-    monkeypatch.setattr(m.Predictors.learn, "__defaults__", (2,))  # steps
-    after, actions = torch.randn(2, 4 * m.CLIP, 4), torch.zeros(2, 4 * m.CLIP, dtype=torch.long)
+    after, actions = torch.randn(2, 4 * m.CLIP, 6), torch.zeros(2, 4 * m.CLIP, dtype=torch.long)
     for hidden in (torch.zeros(2, 4 * m.CLIP), torch.randn(2, 4 * m.CLIP)):
-        them = predictors(m)
-        found.append(them(lib.Steps(after, actions, hidden, None, None, after)))
+        steps = lib.Steps(after, actions, hidden, None, None, after)
+        found.append(predictors(m)(steps, learn=2))
     assert torch.equal(*found), "what the environment paid reached PPO"
 
 
 @needs_gymnasium
-def test_a_pole_that_falls_lies_there_and_nothing_ends_before_its_time(paper):
+def test_no_episode_ends_before_its_time_and_a_step_pays_its_height(paper, monkeypatch):
     m, lib = paper("rlhf_2017"), paper("lib")
-    env, _ = lib.environment("CartPole-v1", 1, 0, m.fixed_length)
-    for n in range(m.LENGTH):
+    monkeypatch.setattr(m, "LENGTH", 4)
+    env, _ = lib.environment("Acrobot-v1", 1, 0, m.fixed_length)
+    env.envs[0].unwrapped.state[:] = math.pi, 0, 0, 0  # where Acrobot's own episode would end
+    for n in range(4):
         _, reward, terminated, truncated, after = lib.step(env, [1])
-        assert not terminated[0] and truncated[0] == (n == m.LENGTH - 1)
-    assert close(after[0].round(decimals=3), [2.4, 0, -1.571, 0], atol=1e-3)
-    assert reward[0] == pytest.approx(-2.4 - math.pi / 2, abs=1e-4)
+        assert not terminated[0] and truncated[0] == (n == 3)
+        assert reward[0] == pytest.approx(m.hidden_reward(after[0]), abs=1e-5) and reward[0] > 1
