@@ -13,20 +13,23 @@ no tests, which would say what is wrong.
 
 import argparse
 import ast
+import base64
 import fnmatch
+import json
 import os
 import random
 import shutil
 import sys
 import textwrap
 import time
+import zlib
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests"))
 import hunt
 import patch
 import plant
-from grade import EXERCISES, TESTS, files_of_tests, tests_of
+from grade import EXERCISES, TESTS, files_of_tests, solution, tests_of
 from patch import ROOT
 
 # not a student's: the instructor's files, and what a run or prepare.py makes
@@ -62,6 +65,16 @@ class Task(NamedTuple):
 
 
 TASKS = {
+    "GPT.generate": Task(
+        """
+        First check_arguments, with the block size of the model; then noise = draw_noise(number of
+        prompts, max_new_tokens, generator), (n, max_new_tokens), to be moved to the model's device.
+        For each prompt: put all tokens so far through the model, take the logits of the last
+        position (1, V), and give them to `sample` with the noise of this prompt and step, (1,).
+        Append the new token. Stop after `eos`, or after max_new_tokens. Return the new tokens only.
+        Sample in eval mode; afterwards the model is in the mode in which it was.
+        """
+    ),
     "prefill": Task(
         """
         Let the prompts end at the same column, PADs on the left, at which no token may look, and
@@ -297,6 +310,8 @@ def make(folder):
     for file, source in texts.items():
         write(folder, file, source)
     write(folder, "ASSIGNMENT.md", text)
+    packed = zlib.compress(json.dumps(solution()).encode())
+    write(folder, "solution.txt", base64.b64encode(packed).decode() + "\n")
     shutil.copyfile(os.path.join(ROOT, "course", "grade.py"), os.path.join(folder, "grade.py"))
 
 

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -70,7 +71,7 @@ def graded(*args, cwd=ROOT):
 
 
 def test_points_sum_to_100():
-    assert sum(exercise.points for exercise in grade.EXERCISES.values()) == 100
+    assert sum(e.points for e in grade.EXERCISES.values() if not e.extra) == 100
 
 
 def test_every_function_of_the_maths_is_an_exercise():
@@ -286,6 +287,77 @@ def test_grader_names_the_likely_mistake_and_takes_the_instructors_tests(student
     for line in (r"gae +0 / 9", r"penalize_missing_eos +2 / 2", r"total +2 / 11"):
         assert code == 1 and re.search(line, said), said
     assert "λ = .95" in said, f"the test's own message must be there: {said}"
+
+
+MADE_UP = {  # exercise: its file, its function, and what three students wrote
+    "token_logprobs": (
+        "ppo.py",
+        "token_logprobs",
+        "chosen = logits.log_softmax(-1).gather(-1, tokens[..., None]).squeeze(-1)\n"
+        "    return chosen / temperature",
+    ),
+    "masked_mean": (
+        "common.py",
+        "masked_mean",
+        "rows = masked(x, mask).sum(-1) / (mask != 0).sum(-1).clamp(min=1)\n    return rows.mean()",
+    ),
+    "value_loss": (
+        "ppo.py",
+        "value_loss",
+        "v, old, r = (masked(x, mask) for x in (values, old_values, returns))\n"
+        "    near = torch.clamp(v, old - clip, old + clip)\n"
+        "    return masked_mean(torch.maximum((v - r) ** 2, (near - r) ** 2), mask) / 2",
+    ),
+}
+
+
+def written(folder, exercise):
+    """A made-up solution in place of a student's gap, with the rest of the file as it is."""
+    file, function, body = MADE_UP[exercise]
+    lines = (folder / file).read_text().splitlines()
+    node = grade.functions_in("\n".join(lines))[function]
+    first = node.body[1].lineno  # after the docstring
+    lines[first - 1 : node.end_lineno] = [f"    {body}"]
+    text = "\n".join(lines) + "\n"
+    (folder / file).write_text(text)
+
+
+def test_made_up_solutions_are_graded_with_the_right_words(student, tmp_path):
+    # off by one, a mean of means, a right one, and all others as they were handed out
+    folder = tmp_path / "made_up"
+    shutil.copytree(student, folder)
+    for exercise in MADE_UP:
+        written(folder, exercise)
+    # the masked_mean of a row of means is right where a test has one row, so it leaves value_loss
+    code, said = graded(folder / "grade.py", *MADE_UP, "gae")
+    points = said[: said.index("total")]
+    for line in ("token_logprobs +0 / 5", "masked_mean +0 / 4", "value_loss +4 / 4", "gae +0 / 9"):
+        assert code == 1 and re.search(line, points), said
+    assert "shifted by one" in said.split("\ntoken_logprobs\n")[1].split("\n\n")[0], said
+    assert "mean of means" in said.split("\nmasked_mean\n")[1].split("\n\n")[0], said
+    assert said.split("\ngae\n")[1].strip() == "not written yet", said
+
+
+def test_a_gap_is_the_solutions_while_another_exercise_is_graded(student, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(student, copy)
+    missing = grade.fill(str(copy))
+    assert missing == {name for name, e in grade.EXERCISES.items() if e.functions}
+    for name in STUBS:
+        same = ast.dump(ast.parse(patch.read(str(copy / f"{name}.py"))))
+        right = ast.dump(ast.parse(patch.read(os.path.join(ROOT, f"{name}.py"))))
+        assert same == right, f"{name}.py is not the solution once its gaps are filled"
+    assert grade.fill(str(copy)) == set(), "what is written is taken for a gap"
+    assert grade.not_written("gae", {"cache"}) == [], "the cache costs more than itself"
+    assert "gae" in grade.not_written("together", {"gae"})[0], "points for nothing written"
+
+
+def test_points_come_first_and_an_exercise_has_three_lines_at_most(capsys):
+    assert grade.report({"gae": [f"line {i}" for i in range(9)], "cache": ["no"]}) == 1
+    said = capsys.readouterr().out.split("\n\n")
+    assert "line" not in said[0] and "total" in said[0], "the table is torn apart"
+    assert said[1].splitlines() == ["gae", "    line 0", "    line 1", "    and 7 more"]
+    assert grade.report({"gae": [], "cache": ["no"]}) == 0, "an extra counts among the points"
 
 
 @in_full
