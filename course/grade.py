@@ -252,9 +252,7 @@ def functions_in(text):
     """{name: node} of the functions of a file, and of its classes' ("GPT.generate")."""
     body = ast.parse(text).body
     blocks = [("", body), *((n.name + ".", n.body) for n in body if isinstance(n, ast.ClassDef))]
-    return {
-        prefix + n.name: n for prefix, block in blocks for n in block if hasattr(n, "returns")
-    }
+    return {prefix + n.name: n for prefix, block in blocks for n in block if hasattr(n, "returns")}
 
 
 def gap(function):

@@ -334,7 +334,7 @@ def test_made_up_solutions_are_graded_with_the_right_words(student, tmp_path):
     for line in ("token_logprobs +0 / 5", "masked_mean +0 / 4", "value_loss +4 / 4", "gae +0 / 9"):
         assert code == 1 and re.search(line, points), said
     assert "shifted by one" in said.split("\ntoken_logprobs\n")[1].split("\n\n")[0], said
-    assert "mean of means" in said.split("\nmasked_mean\n")[1].split("\n\n")[0], said
+    assert "not over rows" in said.split("\nmasked_mean\n")[1].split("\n\n")[0], said
     assert said.split("\ngae\n")[1].strip() == "not written yet", said
 
 
@@ -404,6 +404,17 @@ def test_hunt_differs_from_the_source_in_n_places(few, tmp_path, n, seed):
     make_assignment.make_hunt(str(tmp_path / "again"), n, seed)
     same = files(tmp_path / "again") == files(tmp_path / "hunt")
     assert same, "the same seed must plant the same bugs, or nobody could grade them"
+
+
+def test_an_easy_hunt_says_where_to_look_and_a_hard_one_says_nothing():
+    bugs, texts = hunt.draw(4, "2", "easy")
+    there = grade.files_of_tests(grade.TESTS)
+    assert {there[bug.plant.test] for bug in bugs} == {"test_losses.py"}, "needs more than numbers"
+    easy, middle, hard = (hunt.handout(bugs, level) for level in hunt.LEVELS)
+    for bug in bugs:
+        assert f"`{bug.file}`" in easy and plant.BUGS[bug.plant.bug] in easy
+    assert easy.count("\n- ") == 4 and middle.count("\n- ") == len(plant.BUGS)
+    assert "\n- " not in hard and not set(texts) & set(re.findall(r"`(\w+\.py)`", hard))
 
 
 def test_a_planted_bug_leaves_all_else_as_it_was():
