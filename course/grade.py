@@ -262,8 +262,8 @@ def gap(function):
 
 
 def fill(folder):
-    """Write the solution into the gaps of a copy → the exercises that they belong to."""
-    missing = set()
+    """Write the solution into the gaps of a copy → {exercise: names of functions with a gap}."""
+    missing = {}
     for file, right in solution().items():
         path = os.path.join(folder, file)
         try:
@@ -275,7 +275,7 @@ def fill(folder):
         for name in sorted(found, key=lambda name: -found[name].lineno):
             node, to = found[name], solved.get(name)
             if to and (exercise := gap(node)):
-                missing.add(exercise)
+                missing.setdefault(exercise, []).append(name)
                 there = right.splitlines()[to.lineno - 1 : to.end_lineno]
                 lines[node.lineno - 1 : node.end_lineno] = there
         with open(path, "w", encoding="utf-8") as f:
@@ -286,7 +286,7 @@ def fill(folder):
 def not_written(name, missing):
     """What is to be said of an exercise that has a gap, or needs one that has; else []."""
     if name in missing:
-        return ["not written yet"]
+        return [f"not written yet: {', '.join(missing[name])}"]
     needs = [used for used in EXERCISES[name].uses.split() if used in missing]
     return [f"needs what is not written yet: {', '.join(needs)}"] if needs else []
 
