@@ -9,24 +9,33 @@ For the instructor, who compares DIR's code with slow definitions on fixtures dr
 
     python course/grade.py --project=DIR --seed=7
 
-An exercise counts when all of its tests are green. The exit code is 0 only at full points.
+An exercise counts when all of its tests are green. What is not written yet is the solution's while
+another exercise is graded, so a gap costs its own points alone. An extra is not among the 100
+points. The exit code is 0 only at full points.
 """
 
 import argparse
 import ast
+import base64
+import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+import zlib
 from typing import NamedTuple
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROJECT = HERE if os.path.exists(os.path.join(HERE, "ppo.py")) else os.path.dirname(HERE)
 TESTS = os.path.join(PROJECT, "tests")
 LIMIT = 1800  # seconds for the tests of one file
+PACKED = os.path.join(HERE, "solution.txt")  # in a student's copy, not to be read by accident
+GAP = re.compile(r"not written yet: exercise (\w+)")
+SHOWN = 3  # lines about an exercise, at most
 ROUNDS = 10  # fixtures drawn for each exercise in the mode with a seed
 
 
@@ -35,6 +44,8 @@ class Exercise(NamedTuple):
     functions: str  # to write, by the ends of their dotted names
     tests: str  # names without test_
     formula: str
+    uses: str = ""  # exercises without which it can't be graded
+    extra: bool = False  # beyond the 100 points
 
 
 # in the order in which they build on each other
@@ -54,15 +65,11 @@ EXERCISES = {
     ),
     "generate": Exercise(
         10,
-        "prefill Batch.step sampling.decode",
-        "cached_generation_equals_the_full_forward rows_go_on_correctly_after_others_have_ended "
-        "an_answer_ends_with_its_first_eos a_row_does_not_depend_on_the_rows_beside_it "
-        "more_prompts_leave_the_first_answers_as_they_were "
-        "the_same_generator_gives_the_same_answers_and_another_gives_others "
-        "streamed_tokens_are_those_of_generate "
-        "generation_runs_without_dropout_and_leaves_the_mode_as_it_was "
-        "ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled",
-        "y_t ~ softmax(logits(x, y_<t) / T), for all prompts at once",
+        "GPT.generate",
+        "plain_generation_follows_its_definition "
+        "plain_generation_is_without_dropout_and_leaves_the_mode_as_it_was "
+        "plain_generation_refuses_what_does_not_fit",
+        "y_t ~ softmax(logits(x, y_<t) / T), one prompt after the other",
     ),
     "token_logprobs": Exercise(
         5,
@@ -179,6 +186,7 @@ EXERCISES = {
         "a_wrong_kl_lands_elsewhere scoring_in_parts_equals_scoring_at_once "
         "probe_a_policy_learns_to_repeat_its_prompt",
         "π* ∝ π_ref exp(r / β)",
+        "token_logprobs masked_mean masked_whiten kl_rewards gae policy_loss value_loss",
     ),
     "update": Exercise(
         10,
@@ -191,6 +199,19 @@ EXERCISES = {
         "a_steep_critic_does_not_slow_the_policy first_minibatch_has_ratio_one "
         "a_run_that_is_stopped_after_every_step_ends_as_one_that_is_not[ppo]",
         "∇ policy loss + γ ∇ pretraining loss, one step; ½-squared-error step of the critic; EMA",
+    ),
+    "cache": Exercise(
+        10,
+        "prefill Batch.step sampling.decode",
+        "cached_generation_equals_the_full_forward rows_go_on_correctly_after_others_have_ended "
+        "an_answer_ends_with_its_first_eos a_row_does_not_depend_on_the_rows_beside_it "
+        "more_prompts_leave_the_first_answers_as_they_were "
+        "the_same_generator_gives_the_same_answers_and_another_gives_others "
+        "streamed_tokens_are_those_of_generate "
+        "generation_runs_without_dropout_and_leaves_the_mode_as_it_was "
+        "ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled",
+        "y_t ~ softmax(logits(x, y_<t) / T), for all prompts at once",
+        extra=True,
     ),
 }
 
@@ -210,6 +231,64 @@ def files_of_tests(folder):
     names = [f for f in sorted(os.listdir(folder)) if f.startswith("test_") and f.endswith(".py")]
     trees = {f: ast.parse(read(os.path.join(folder, f))) for f in names}
     return {n.name: f for f, tree in trees.items() for n in tree.body if hasattr(n, "name")}
+
+
+# ---- what is not written yet ----
+
+
+def solution():
+    """{file: its text} of the solution, for the files that have gaps."""
+    if os.path.exists(PACKED):
+        return json.loads(zlib.decompress(base64.b64decode(read(PACKED))))
+    if TESTS not in sys.path:
+        sys.path.insert(0, TESTS)
+    import patch
+
+    found = [patch.find(f) for exercise in EXERCISES.values() for f in exercise.functions.split()]
+    return {f.file: f.text for f in found}
+
+
+def functions_in(text):
+    """{name: node} of the functions of a file, and of its classes' ("GPT.generate")."""
+    body = ast.parse(text).body
+    blocks = [("", body), *((n.name + ".", n.body) for n in body if isinstance(n, ast.ClassDef))]
+    return {prefix + n.name: n for prefix, block in blocks for n in block if hasattr(n, "returns")}
+
+
+def gap(function):
+    """The exercise that a function still raises NotImplementedError for, or None."""
+    raises = [ast.unparse(n) for n in ast.walk(function) if isinstance(n, ast.Raise)]
+    return next((found[1] for text in raises if (found := GAP.search(text))), None)
+
+
+def fill(folder):
+    """Write the solution into the gaps of a copy → {exercise: names of functions with a gap}."""
+    missing = {}
+    for file, right in solution().items():
+        path = os.path.join(folder, file)
+        try:
+            lines = read(path).splitlines()
+            found = functions_in("\n".join(lines))
+        except (SyntaxError, OSError):
+            continue  # its tests will say so
+        solved = functions_in(right)
+        for name in sorted(found, key=lambda name: -found[name].lineno):
+            node, to = found[name], solved.get(name)
+            if to and (exercise := gap(node)):
+                missing.setdefault(exercise, []).append(name)
+                there = right.splitlines()[to.lineno - 1 : to.end_lineno]
+                lines[node.lineno - 1 : node.end_lineno] = there
+        with open(path, "w", encoding="utf-8") as f:
+            f.write("\n".join(lines) + "\n")
+    return missing
+
+
+def not_written(name, missing):
+    """What is to be said of an exercise that has a gap, or needs one that has; else []."""
+    if name in missing:
+        return [f"not written yet: {', '.join(missing[name])}"]
+    needs = [used for used in EXERCISES[name].uses.split() if used in missing]
+    return [f"needs what is not written yet: {', '.join(needs)}"] if needs else []
 
 
 # ---- by the tests ----
@@ -284,11 +363,14 @@ def cases_of(test, found):
 
 def by_tests(names, folder, tests):
     """→ {exercise: list of what failed}."""
-    found = run_tests([test for name in names for test in tests_of(name)], folder, tests)
-    failed = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = beside(tests, folder, temporary)
+        missing = fill(copy)
+        failed = {name: not_written(name, missing) for name in names}
+        wanted = [test for name in names if not failed[name] for test in tests_of(name)]
+        found = run_tests(wanted, copy, os.path.join(copy, "tests"))
     for name in names:
-        failed[name] = []
-        for test in tests_of(name):
+        for test in tests_of(name) if not failed[name] else ():
             cases = cases_of(test, found) or {test: "did not run"}
             failed[name] += [f"{case}: {why}" for case, why in cases.items() if why]
     return failed
@@ -320,18 +402,41 @@ def by_seed(names, seed, code):
     return failed
 
 
+def by_seed_in(names, seed, folder):
+    """by_seed of a student's folder, its gaps filled → {exercise: list of what failed}."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = beside(TESTS, folder, temporary)
+        missing = fill(copy)
+        failed = {name: not_written(name, missing) for name in names}
+        # in this order, or a student's own slow.py would do the grading
+        sys.path[:0] = [HERE, TESTS, copy]
+        import slow
+
+        written = [name for name in names if not failed[name]]
+        return failed | by_seed(written, seed, slow.Code())
+
+
+def shown(why):
+    """What is printed of an exercise: SHOWN lines at most."""
+    if len(why) <= SHOWN:
+        return why
+    return [*why[: SHOWN - 1], f"and {len(why) - SHOWN + 1} more"]
+
+
 def report(failed):
-    """Print points → exit code."""
-    reached = 0
+    """Print points, then what failed → exit code, 0 at full points."""
+    graded = [name for name in failed if not EXERCISES[name].extra]
     for name, why in failed.items():
-        points = EXERCISES[name].points
-        reached += 0 if why else points
-        print(f"{name:<22}{0 if why else points:>3} / {points}")
-        for line in why:
-            print(f"    {line}")
-    total = sum(EXERCISES[name].points for name in failed)
-    print(f"{'total':<22}{reached:>3} / {total}")
-    return 0 if reached == total else 1
+        points, about = EXERCISES[name].points, " (extra)" if EXERCISES[name].extra else ""
+        print(f"{name + about:<22}{0 if why else points:>3} / {points}")
+    if graded:
+        total = sum(EXERCISES[name].points for name in graded)
+        reached = sum(EXERCISES[name].points for name in graded if not failed[name])
+        print(f"{'total':<22}{reached:>3} / {total}")
+    for name, why in failed.items():
+        if why:
+            print("\n" + name, *(f"    {line}" for line in shown(why)), sep="\n")
+    return 1 if any(failed[name] for name in graded or failed) else 0
 
 
 def go_on_as(args, project):
@@ -375,11 +480,7 @@ def main():
             "error: --seed needs the slow definitions, which are not part of a student's copy: "
             "give --tests=DIR, the instructor's project"
         )
-    # in this order, or a student's own slow.py would do the grading
-    sys.path[:0] = [HERE, TESTS, project]
-    import slow
-
-    sys.exit(report(by_seed(names, args.seed, slow.Code())))
+    sys.exit(report(by_seed_in(names, args.seed, project)))
 
 
 if __name__ == "__main__":

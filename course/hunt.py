@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import patch
 import plant
-from grade import TESTS, cases_of, run_tests
+from grade import TESTS, cases_of, files_of_tests, run_tests
 
 HANDOUT = """# Bug hunt
 
@@ -32,11 +32,19 @@ Tests are left out: they are named after the mistakes that they catch. What help
 the docstrings, and in the table of equations in `README.md`; its table of what a healthy run looks
 like; small numbers that you check by hand; `python ppo.py --size=smoke` runs everything in a
 minute. You get a point for each bug that is gone.
+{hint}"""
+EASY = """
+The bugs are in {files}, in functions that you can check with small numbers.
+Their kinds:
 
+{kinds}
+"""
+MIDDLE = """
 What kinds of bugs there are (not all of them are here):
 
 {kinds}
 """
+LEVELS = ("easy", "middle", "hard")  # hints at files and kinds; at kinds; none
 APART = 8  # lines between two bugs, at least
 
 
@@ -184,10 +192,25 @@ def near(lines, others):
     return any(abs(a - b) <= APART for a in lines for b in others)
 
 
-def draw(n, seed):
-    """n bugs, no two of one kind or near each other → list of Bug, {file: text with the bugs}."""
+def handout(bugs, level):
+    """ASSIGNMENT.md. bugs: list of Bug."""
+    files = ", ".join(f"`{file}`" for file in sorted({bug.file for bug in bugs}))
+    there = {b.plant.bug for b in bugs} if level == "easy" else plant.BUGS
+    kinds = "\n".join(f"- {what}" for bug, what in plant.BUGS.items() if bug in there)
+    hint = {"easy": EASY, "middle": MIDDLE, "hard": ""}[level].format(files=files, kinds=kinds)
+    return HANDOUT.format(n=len(bugs), hint=hint)
+
+
+def draw(n, seed, level="middle"):
+    """n bugs, no two of one kind or near each other → list of Bug, {file: text with the bugs}.
+
+    The easy ones are those that a test of the pure functions finds.
+    """
     bugs, texts, taken = [], {}, {}
     candidates = list(plant.PLANTS)
+    if level == "easy":
+        there = files_of_tests(TESTS)
+        candidates = [p for p in candidates if there.get(p.test) == "test_losses.py"]
     random.Random(f"hunt {seed}").shuffle(candidates)
     for p in candidates:
         found = patch.find(p.function)
@@ -211,7 +234,7 @@ def draw(n, seed):
 # ---- the grader ----
 
 
-def grade(folder, n, seed):
+def grade(folder, n, seed, level="middle"):
     """→ {what was planted: None if it is gone, else why not}.
 
     A bug is gone if its statements are no longer as planted, and its test is green where the bugs
@@ -221,7 +244,7 @@ def grade(folder, n, seed):
     with tempfile.TemporaryDirectory() as temporary:
         ignore = shutil.ignore_patterns("out", ".*", "__pycache__")
         student = shutil.copytree(folder, os.path.join(temporary, "copy"), ignore=ignore)
-        for bug in draw(n, seed)[0]:
+        for bug in draw(n, seed, level)[0]:
             key = f"{bug.plant.bug}: {bug.plant.what} ({bug.plant.function})"
             path = os.path.join(student, bug.file)
             try:

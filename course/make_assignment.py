@@ -4,6 +4,7 @@ The coursework kit, made from the solution so that it can't drift from it.
     python course/make_assignment.py DIR                            # a copy with gaps to fill
     python course/make_assignment.py DIR --bug-hunt=6 --seed=1      # a copy with six bugs
     python course/make_assignment.py DIR --bug-hunt=6 --seed=1 --grade-hunt     # which are gone?
+    python course/make_assignment.py DIR --bug-hunt=6 --level=easy              # middle, hard
 
 What is removed, its points and its tests are in grade.py's EXERCISES, what is said about it in
 TASKS. A function, statement or test that is no longer there stops the generation. Students get the
@@ -13,20 +14,22 @@ no tests, which would say what is wrong.
 
 import argparse
 import ast
+import base64
 import fnmatch
+import json
 import os
 import random
 import shutil
 import sys
 import textwrap
 import time
+import zlib
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests"))
 import hunt
 import patch
-import plant
-from grade import EXERCISES, TESTS, files_of_tests, tests_of
+from grade import EXERCISES, TESTS, files_of_tests, solution, tests_of
 from patch import ROOT
 
 # not a student's: the instructor's files, and what a run or prepare.py makes
@@ -37,6 +40,7 @@ LEFT_OUT = [
     "tests/plants.txt",
     "tests/test_plants.py",
     "tests/test_assignment.py",
+    "tests/test_course.py",
     "out",
     "*.bin",
     "*.jsonl",
@@ -62,6 +66,16 @@ class Task(NamedTuple):
 
 
 TASKS = {
+    "GPT.generate": Task(
+        """
+        First check_arguments, with the block size of the model; then noise = draw_noise(number of
+        prompts, max_new_tokens, generator), (n, max_new_tokens), to be moved to the model's device.
+        For each prompt: put all tokens so far through the model, take the logits of the last
+        position (1, V), and give them to `sample` with the noise of this prompt and step, (1,).
+        Append the new token. Stop after `eos`, or after max_new_tokens. Return the new tokens only.
+        Sample in eval mode; afterwards the model is in the mode in which it was.
+        """
+    ),
     "prefill": Task(
         """
         Let the prompts end at the same column, PADs on the left, at which no token may look, and
@@ -215,17 +229,32 @@ def write(folder, path, text):
 
 HANDOUT = """# Assignment: the InstructGPT recipe
 
-Of this project the code that does the work was taken out; signatures, docstrings and everything
-around it are there. Put it back: each place says `raise NotImplementedError`. Write in any order,
-but this one builds up: what comes later uses what came before. 100 points. (`README.md` says what
-the project is, and how to run it once it is whole.)
+A language model is first trained on raw text. Then it is taught to answer, in three stages:
+it imitates demonstrations (SFT), a second network learns from rankings to score answers (the reward
+model), and the first one is changed so that its answers score higher (PPO). You write the parts
+that do the work. Everything around them is there. You need Python, PyTorch's tensors and
+`backward()`, and what a softmax and a cross-entropy are. Each new idea is said where it is needed.
+
+## How to work
 
     pip install -r requirements.txt -r tests/requirements.txt
     python grade.py                   # all exercises, in a minute or two
     python grade.py gae policy_loss   # these alone
 
-An exercise counts when all of its tests are green. For each that is not, the grader prints what the
-mistake may be; `python -m pytest -q tests/test_losses.py -k gae` shows more. The final grading also
+1. Choose an exercise below, and open the file that it names.
+2. Read the function's docstring: it says shapes, and what the result is. B is a number of rows, T
+   of tokens, V of words in the vocabulary.
+3. Put your code in the place of `raise NotImplementedError`.
+4. Run the grader on it. It prints points first, then what the mistake may be.
+   `python -m pytest -q tests/test_losses.py -k gae` shows more, once what `gae` uses is written.
+
+**Take them in any order.** Another exercise that you have not written costs its own points alone:
+while yours is graded, its gap is filled from `solution.txt`. (That file is packed, not secret.
+Whoever unpacks it learns nothing.) 100 points, and 10 extra for `cache`. Questions to think about
+are in `questions.md`.
+`README.md` says what the project is, and how to run it once it is whole.
+
+An exercise counts when all of its tests are green. The final grading also
 runs your functions on other shapes, masks and numbers, drawn at random, so the numbers of the tests
 are no help in passing it.
 
@@ -281,6 +310,10 @@ def handout():
                 sections.append(quoted + "\n")
         if not functions:
             sections.append(ALL)
+        if exercise.extra:
+            sections.append("An extra: these points come on top of the 100.\n")
+        if exercise.uses:
+            sections.append(f"It needs to be written before: {', '.join(exercise.uses.split())}.\n")
         sections.append("Tests: " + ", ".join(f"`{test}`" for test in tests_of(name)) + "\n")
     return HANDOUT.format(picture=picture(), table="\n".join(table)) + "\n".join(sections)
 
@@ -297,32 +330,34 @@ def make(folder):
     for file, source in texts.items():
         write(folder, file, source)
     write(folder, "ASSIGNMENT.md", text)
-    shutil.copyfile(os.path.join(ROOT, "course", "grade.py"), os.path.join(folder, "grade.py"))
+    packed = zlib.compress(json.dumps(solution()).encode())
+    write(folder, "solution.txt", base64.b64encode(packed).decode() + "\n")
+    for file in ("grade.py", "questions.md"):
+        shutil.copyfile(os.path.join(ROOT, "course", file), os.path.join(folder, file))
 
 
 # ---- the bug hunt ----
 
 
-def make_hunt(folder, n, seed):
+def make_hunt(folder, n, seed, level="middle"):
     """Write a copy with n bugs in it."""
     check_new(folder)
-    _, texts = hunt.draw(n, seed)
+    bugs, texts = hunt.draw(n, seed, level)
     copy_project(folder, "tests")
     for file, text in texts.items():
         write(folder, file, text)
-    kinds = "\n".join(f"- {what}" for what in plant.BUGS.values())
-    write(folder, "ASSIGNMENT.md", hunt.HANDOUT.format(n=n, kinds=kinds))
+    write(folder, "ASSIGNMENT.md", hunt.handout(bugs, level))
     now = time.time()
     for home, _, names in os.walk(folder):
         for name in names:
             os.utime(os.path.join(home, name), (now, now))  # or those with bugs are the latest
 
 
-def grade_hunt(folder, n, seed):
+def grade_hunt(folder, n, seed, level):
     """Print a point for each bug that is gone. Exits with 0 if all are."""
     if not os.path.exists(os.path.join(folder, "ppo.py")):
         sys.exit(f"error: {folder} holds no ppo.py: give the folder of a bug hunt")
-    result = hunt.grade(folder, n, seed)
+    result = hunt.grade(folder, n, seed, level)
     for key, why in result.items():
         print(f"{0 if why else 1} / 1  {key}{': ' + why if why else ''}")
     fixed = sum(not why for why in result.values())
@@ -336,6 +371,7 @@ def main():
     )
     parser.add_argument("folder", help="the copy, a new folder outside of the project")
     parser.add_argument("--bug-hunt", type=int, metavar="N", help="a copy with N bugs")
+    parser.add_argument("--level", choices=hunt.LEVELS, help="of the hunt; middle by default")
     parser.add_argument("--seed", help="which bugs; without it, drawn and printed")
     parser.add_argument("--grade-hunt", action="store_true", help="grade the folder of a hunt")
     args = parser.parse_args()
@@ -343,6 +379,9 @@ def main():
         parser.error("--bug-hunt=N: there must be at least one bug")
     if args.seed and args.bug_hunt is None:
         parser.error("--seed is for --bug-hunt=N")
+    if args.level and args.bug_hunt is None:
+        parser.error("--level is for --bug-hunt=N")
+    level = args.level or "middle"
     if args.grade_hunt and not (args.bug_hunt and args.seed):
         parser.error(
             "--grade-hunt needs the --bug-hunt=N and --seed=S that the folder was made with"
@@ -350,11 +389,12 @@ def main():
     script = f"python {os.path.relpath(__file__, os.getcwd())}"
     course = os.path.relpath(os.path.dirname(os.path.abspath(__file__)))
     if args.grade_hunt:
-        grade_hunt(args.folder, args.bug_hunt, args.seed)
+        grade_hunt(args.folder, args.bug_hunt, args.seed, level)
     elif args.bug_hunt:
         seed = args.seed or str(random.SystemRandom().randrange(10**9))
-        make_hunt(args.folder, args.bug_hunt, seed)
+        make_hunt(args.folder, args.bug_hunt, seed, level)
         script = f"python {course}/make_assignment.py {args.folder} --bug-hunt={args.bug_hunt}"
+        script += f" --level={level}"
         print(f"wrote {args.folder}; to grade it: {script} --seed={seed} --grade-hunt")
     else:
         make(args.folder)

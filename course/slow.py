@@ -262,7 +262,7 @@ def tokens_up_to(rng, most, V):
     return torch.randint(V, (integer(rng, 1, most),), generator=rng).tolist()
 
 
-def check_generate(code, rng):
+def generation(code, rng, generate):
     V, steps = integer(rng, 7, 12), 12
     model = small(code("GPT"), code("GPTConfig")(24, V, 2, 2, 16), rng).double()
     # masks in float64 too: with AVX2, torch's attention kernel misreads one of another dtype
@@ -277,11 +277,19 @@ def check_generate(code, rng):
                 logits = model(torch.tensor([prompt + new]))[0, -1].tolist()
             new.append(sample(logits, u[len(new)], temperature))
     again = torch.Generator().manual_seed(seed)
-    got = code("sampling.generate")(model, prompts, steps, temperature, eos=eos, generator=again)
+    got = generate(model, prompts, steps, temperature, eos=eos, generator=again)
     others = [len(p) for p in prompts]
     for prompt, a, b in zip(prompts, got, want):
         what = f"a prompt of {len(prompt)} tokens beside others of {others} is continued by {a}"
         assert a == b, f"{what}, without cache and padding by {b}"
+
+
+def check_generate(code, rng):
+    generation(code, rng, code("GPT").generate)
+
+
+def check_cache(code, rng):
+    generation(code, rng, code("sampling.generate"))
 
 
 def check_token_logprobs(code, rng):

@@ -11,6 +11,7 @@ import difflib
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -70,7 +71,7 @@ def graded(*args, cwd=ROOT):
 
 
 def test_points_sum_to_100():
-    assert sum(exercise.points for exercise in grade.EXERCISES.values()) == 100
+    assert sum(e.points for e in grade.EXERCISES.values() if not e.extra) == 100
 
 
 def test_every_function_of_the_maths_is_an_exercise():
@@ -288,6 +289,73 @@ def test_grader_names_the_likely_mistake_and_takes_the_instructors_tests(student
     assert "λ = .95" in said, f"the test's own message must be there: {said}"
 
 
+MADE_UP = {  # what a student wrote: off by one, a mean of means, and right
+    "chosen_logprobs": (
+        "ppo.py",
+        "table = (to_float32(logits) / temperature).log_softmax(-1)\n"
+        "    return table.gather(-1, targets[..., None]).squeeze(-1)",
+    ),
+    "token_logprobs": ("ppo.py", "return chosen_logprobs(logits, tokens, temperature)"),
+    "masked": ("common.py", "return torch.where(mask != 0, to_float32(x), 0.0)"),
+    "masked_mean": (
+        "common.py",
+        "rows = masked(x, mask).sum(-1) / (mask != 0).sum(-1).clamp(min=1)\n    return rows.mean()",
+    ),
+    "value_loss": (
+        "ppo.py",
+        "v, old, r = (masked(x, mask) for x in (values, old_values, returns))\n"
+        "    near = torch.clamp(v, old - clip, old + clip)\n"
+        "    return masked_mean(torch.maximum((v - r) ** 2, (near - r) ** 2), mask) / 2",
+    ),
+}
+
+
+def write_in(folder, function):
+    """A made-up solution in place of a student's gap."""
+    file, body = MADE_UP[function]
+    lines = (folder / file).read_text(encoding="utf-8").splitlines()
+    node = grade.functions_in("\n".join(lines))[function]
+    lines[node.body[1].lineno - 1 : node.end_lineno] = [f"    {body}"]  # after the docstring
+    (folder / file).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def test_made_up_solutions_are_graded_with_the_right_words(student, tmp_path):
+    folder = tmp_path / "made_up"
+    shutil.copytree(student, folder)
+    for function in MADE_UP:
+        write_in(folder, function)
+    wanted = ["token_logprobs", "masked_mean", "value_loss", "gae"]  # the last one is not written
+    code, said = graded(folder / "grade.py", *wanted)
+    points = said[: said.index("total")]
+    for line in ("token_logprobs +0 / 5", "masked_mean +0 / 4", "value_loss +4 / 4", "gae +0 / 9"):
+        assert code == 1 and re.search(line, points), said
+    assert "shifted by one" in said.split("\ntoken_logprobs\n")[1].split("\n\n")[0], said
+    assert "not over rows" in said.split("\nmasked_mean\n")[1].split("\n\n")[0], said
+    assert said.split("\ngae\n")[1].strip() == "not written yet: gae", said
+
+
+def test_a_gap_is_the_solutions_while_another_exercise_is_graded(student, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(student, copy)
+    missing = grade.fill(str(copy))
+    assert set(missing) == {name for name, e in grade.EXERCISES.items() if e.functions}
+    for name in STUBS:
+        same = ast.dump(ast.parse(patch.read(str(copy / f"{name}.py"))))
+        right = ast.dump(ast.parse(patch.read(os.path.join(ROOT, f"{name}.py"))))
+        assert same == right, f"{name}.py is not the solution once its gaps are filled"
+    assert grade.fill(str(copy)) == {}, "what is written is taken for a gap"
+    assert grade.not_written("gae", {"cache": ["decode"]}) == [], "the cache costs more than itself"
+    assert "gae" in grade.not_written("together", {"gae": ["gae"]})[0], "points for nothing written"
+
+
+def test_points_come_first_and_an_exercise_has_three_lines_at_most(capsys):
+    assert grade.report({"gae": [f"line {i}" for i in range(9)], "cache": ["no"]}) == 1
+    said = capsys.readouterr().out.split("\n\n")
+    assert "line" not in said[0] and "total" in said[0], "the table is torn apart"
+    assert said[1].splitlines() == ["gae", "    line 0", "    line 1", "    and 7 more"]
+    assert grade.report({"gae": [], "cache": ["no"]}) == 0, "an extra counts among the points"
+
+
 @in_full
 def test_all_stubs_are_red_test_by_test(student):
     wanted = [test for name in grade.EXERCISES for test in grade.tests_of(name)]
@@ -332,6 +400,17 @@ def test_hunt_differs_from_the_source_in_n_places(few, tmp_path, n, seed):
     make_assignment.make_hunt(str(tmp_path / "again"), n, seed)
     same = files(tmp_path / "again") == files(tmp_path / "hunt")
     assert same, "the same seed must plant the same bugs, or nobody could grade them"
+
+
+def test_an_easy_hunt_says_where_to_look_and_a_hard_one_says_nothing():
+    bugs, texts = hunt.draw(4, "2", "easy")
+    there = grade.files_of_tests(grade.TESTS)
+    assert {there[bug.plant.test] for bug in bugs} == {"test_losses.py"}, "needs more than numbers"
+    easy, middle, hard = (hunt.handout(bugs, level) for level in hunt.LEVELS)
+    for bug in bugs:
+        assert f"`{bug.file}`" in easy and plant.BUGS[bug.plant.bug] in easy
+    assert easy.count("\n- ") == 4 and middle.count("\n- ") == len(plant.BUGS)
+    assert "\n- " not in hard and not set(texts) & set(re.findall(r"`(\w+\.py)`", hard))
 
 
 def test_a_planted_bug_leaves_all_else_as_it_was():

@@ -534,6 +534,33 @@ def test_plain_and_fast_generation_give_the_same_tokens(temperature, keep):
     assert {len(row) for row in whole} == {25} and len(ended[1]) <= 5
 
 
+@pytest.mark.parametrize("temperature, keep", [(0, {}), (0.7, {"top_k": 5}), (1.5, {"top_p": 0.8})])
+def test_plain_generation_follows_its_definition(temperature, keep):
+    model = small(vocab_size=15, n_layer=3)
+    want = slow_generate(model, PROMPTS, 12, temperature, 0, 7, **keep)
+    got = fast_generate(model, PROMPTS, 12, temperature, 0, 7, GPT.generate, **keep)
+    for prompt, a, b in zip(PROMPTS, got, want):
+        assert len(a) == len(b), (
+            f"a prompt of {len(prompt)} tokens gets {len(a)} new tokens, not {len(b)}: "
+            "the answer is the new tokens alone, up to and including EOS"
+        )
+        assert a == b, "a token is not drawn from the logits of the last position, by its own noise"
+
+
+def test_plain_generation_is_without_dropout_and_leaves_the_mode_as_it_was():
+    model = small(dropout=0.5)
+    want = slow_generate(model.eval(), PROMPTS, 10, 0, None, 1)
+    for mode in (True, False):
+        got = fast_generate(model.train(mode), PROMPTS, 10, 0, None, 1, GPT.generate)
+        assert got == want, "dropout is on while sampling"
+        assert model.training == mode, "generate does not leave the model in the mode it was in"
+
+
+def test_plain_generation_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match="prompt 1 has 11 tokens"):
+        GPT.generate(small(block_size=16), [[1], [1] * 11], 6)
+
+
 def test_rows_go_on_correctly_after_others_have_ended():
     # many rows over few ids end at many different steps, and some run to the last
     model = small(vocab_size=12)
