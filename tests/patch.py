@@ -23,7 +23,7 @@ import os
 from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-CORE = ("*.py", "plumbing/*.py", "data/**/*.py", "papers/*.py")
+CORE = ("*.py", "plumbing/*.py", "data/**/*.py", "papers/*.py", "experiments/*.py")
 HOLE = "___"
 BLOCKS = ("body", "orelse", "finalbody")  # fields of a tree that hold statements
 
