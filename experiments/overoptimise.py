@@ -159,11 +159,13 @@ def calibration(scores, gold):
 
 @torch.no_grad()
 def scores_of(model, prompt, answers, run):
-    """Scores (n,) of answers (token lists) to a prompt (tokens)."""
-    tokens, lengths = pad([prompt + a for a in answers], run.vocab.pad)
+    """Scores (n,) of answers (token lists) to a prompt (tokens). Equal answers are scored once."""
+    unique = sorted({tuple(a) for a in answers})
+    tokens, lengths = pad([prompt + list(a) for a in unique], run.vocab.pad)
     parts = torch.arange(len(tokens)).split(128)
     scores = torch.cat([model.score(tokens[i], lengths[i]) for i in parts])
-    return scores.double().numpy()
+    number = {a: i for i, a in enumerate(unique)}
+    return scores.double().numpy()[[number[tuple(a)] for a in answers]]
 
 
 def sampled(args, seed, n_prompts, samples, run):
@@ -187,20 +189,15 @@ def bon_job(args, seed, size, counts, n_prompts, samples, ns):
     run.config.seed = seed
     rows, answers = sampled(args, seed, n_prompts, samples, run)
     prompts = [run.vocab.prompt(r["prompt"]) for r in rows]
-    unique = [sorted({tuple(a) for a in found}) for found in answers]
-    which = [[u.index(tuple(a)) for a in found] for u, found in zip(unique, answers)]
     gold = []
-    for row, texts, w in zip(rows, unique, which):
-        values = [run.judge.gold(meaning_of(row), run.vocab.decode(t))["gold"] for t in texts]
-        gold.append(np.array(values)[w])
+    for row, found in zip(rows, answers):
+        texts = map(run.vocab.decode, found)
+        gold.append(np.array([run.judge.gold(meaning_of(row), t)["gold"] for t in texts]))
     result = []
     for count in counts:
         path = f"{reward_model(args, seed, size, count)}/reward.pt"
         model, results = lib.network(path), load(path)["results"]
-        scores = [
-            scores_of(model, p, [list(t) for t in texts], run)[w]
-            for p, texts, w in zip(prompts, unique, which)
-        ]
+        scores = [scores_of(model, p, found, run) for p, found in zip(prompts, answers)]
         factor, centre = calibration(scores, gold) / LOGIT, np.mean([s.mean() for s in scores])
         each = [best_of(factor * (s - centre), g, ns) for s, g in zip(scores, gold)]
         same = {"pairs": results["pairs"], "accuracy": results["accuracy"], "factor": factor}
@@ -230,17 +227,22 @@ def ppo_job(args, seed, size, count):
     out = lib.variant(source, lib.scratch(args, f"overoptimise/{size}-{count}-{seed}"), "sft.pt")
     lib.variant(folder, out, "reward.pt")
     lib.stage(args, "ppo", out, seed, *([] if args.quick else RUN), patch=NO_TEXT)
-    before, log = sft_metrics(source, folder, seed), read_log(f"{out}/ppo.jsonl")
+    return along(sft_metrics(source, folder, seed), read_log(f"{out}/ppo.jsonl"))
+
+
+def along(before, log):
+    """SFT's held-out metrics and a run's log → KL, score and gold along it, from SFT on.
+
+    Gold is measured after the update and KL before it, so take the next rollout's KL, averaged with
+    its neighbours.
+    """
     kl = [row["objective/kl"] for row in log]
     result = [{"episode": 0, "kl": 0.0, "score": before["eval/score"], "gold": before["eval/gold"]}]
     for i, row in enumerate(log[:-1]):
-        if "eval/gold" not in row:
-            continue
-        # gold is measured after the update and KL before it, so take the next rollout's KL,
-        # averaged with its neighbours
-        near = max(0.0, float(np.mean(kl[i : i + 3])))
-        scores = {"score": row["eval/score"], "gold": row["eval/gold"]}
-        result.append({"episode": row["episode"], "kl": near, **scores})
+        if "eval/gold" in row:
+            near = max(0.0, float(np.mean(kl[i : i + 3])))
+            scores = {"score": row["eval/score"], "gold": row["eval/gold"]}
+            result.append({"episode": row["episode"], "kl": near, **scores})
     return result
 
 

@@ -8,6 +8,7 @@ import types
 
 import abilities
 import bands
+import beta
 import figure1
 import lib
 import numpy as np
@@ -46,6 +47,13 @@ def test_the_kl_of_best_of_n_counts_answers_that_repeat():
     assert far == pytest.approx(overoptimise.bound(16), abs=2e-3), (
         "where no answer repeats the KL is the bound"
     )
+
+
+def test_gold_at_a_kl_is_where_a_run_first_passed_it():
+    path = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0.6), (1, 0.9), (3, 0.5), (0.5, 0.1)]]
+    assert beta.gold_at(0.5, path) == pytest.approx(0.75), "not the first time that it was there"
+    assert beta.gold_at(2, path) == pytest.approx(0.7), "not between its two measurements"
+    assert np.isnan(beta.gold_at(4, path)), "the run never went so far"
 
 
 def of_stages(**values):
