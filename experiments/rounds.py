@@ -115,8 +115,9 @@ def best_of_of(seed, args):
             row[name], row[name + "_ci"] = evaluate.mean_ci(values)
     answers = sample_answers(sft, prompts[:KL_PROMPTS], run, SAMPLES, "KL of best of n")
     all_scores = [scores_of(reward_model, p, a, run) for p, a in zip(prompts, answers)]
-    kls = np.mean([best_of_kl(s, args.best_of) for s in all_scores], 0)
-    row |= {f"best_of_{n}_kl": float(kl) for n, kl in zip(args.best_of, kls)}
+    ns = [*args.best_of, SAMPLES]
+    kls = np.mean([best_of_kl(s, ns) for s in all_scores], 0)
+    row |= {f"best_of_{n}_kl": float(kl) for n, kl in zip(ns, kls)}
     row["different_answers"] = float(np.mean([len(set(map(tuple, a))) for a in answers]))
     summary = summary_of(run, "summary")
     for s in ("sft", "ppo"):

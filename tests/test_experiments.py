@@ -11,11 +11,13 @@ import bands
 import beta
 import figure1
 import lib
+import mix
 import numpy as np
 import overoptimise
 import pytest
 from conftest import ROOT, run_main
 from data import load_judge, meaning_of
+from prepare import SHARES
 
 
 def test_best_of_n_is_the_mean_over_all_subsets():
@@ -47,6 +49,13 @@ def test_the_kl_of_best_of_n_counts_answers_that_repeat():
     assert far == pytest.approx(overoptimise.bound(16), abs=2e-3), (
         "where no answer repeats the KL is the bound"
     )
+
+
+def test_every_kind_is_counted_in_the_mix_of_prompts():
+    found = mix.shares([kind for kind in SHARES for _ in range(2)])
+    assert sum(found.values()) == pytest.approx(100)
+    assert found["generation"] == pytest.approx(100 * 2 / len(SHARES)), "story and letter"
+    assert sum(paper for paper, _ in mix.USES.values()) == pytest.approx(100, abs=0.2)
 
 
 def test_gold_at_a_kl_is_where_a_run_first_passed_it():
