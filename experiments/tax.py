@@ -187,12 +187,15 @@ STORY = [
 
 
 def gap(rows, column, left, right):
-    """left − right → mean, half-width of its 95 % interval; within a seed, but for a base."""
+    """left − right → mean, half-width of its 95 % interval; within a seed, but for a base.
+
+    A base of a single seed adds nothing to the interval, which then is of what starts from it.
+    """
     a, b = ({r["seed"]: r[column] for r in rows if r["setting"] == s} for s in (left, right))
     if "base" not in (left, right):
         return lib.interval([a[seed] - b[seed] for seed in a if seed in b])
     (mean, half), (other, other_half) = (lib.interval(list(x.values())) for x in (a, b))
-    return mean - other, float(np.hypot(half, other_half))
+    return mean - other, float(np.hypot(*np.nan_to_num([half, other_half])))
 
 
 def story(rows):
