@@ -435,7 +435,7 @@ ROWS = [
     (
         "the same, asked after two examples on a page of questions",
         [("facts, few-shot", 0)],
-        "examples in the prompt bring out of the base what SFT brings out (Brown et al. 2020)",
+        "examples in the prompt bring it out of the base (Brown et al. 2020)",
         ["base facts, few-shot > base facts, asked"],
         "",
     ),
@@ -494,7 +494,7 @@ ROWS = [
             "base programs > 0.5",
             "base three numbers, in steps > base, no programs three numbers, in steps",
         ],
-        "no base can work out what a program prints, and 3 % of the text are programs",
+        "no base can work out what a program prints, and few documents are programs",
     ),
     (
         "What a program prints",
