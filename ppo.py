@@ -9,9 +9,8 @@ Stage 3: RLHF, by PPO with a pretraining loss (Ouyang et al. 2022, eq. 2).
 
     objective = E[ r(x, y) − β log(π(y|x) / π_SFT(y|x)) ]  +  γ E[ log π(pretraining text) ]
 
-All (B, T) tensors are aligned with the tokens. Column t is about the token at t: its
-log-probability, the value of the state it was chosen in, its reward, its advantage. The mask is 1
-on response tokens, the end-of-text token included:
+In all (B, T) tensors column t is about the token at t: its log-probability, the value of the state
+it was chosen in, its reward, its advantage. The mask is 1 on response tokens, end-of-text included:
 
     position          0    1    2    3    4    5    6    7
     token             p0   p1   p2   y0   y1   EOS  PAD  PAD
@@ -189,17 +188,17 @@ def rollout_logprobs(model, rollout, size, temperature=1.0):
 
 
 def forward_values(critic, tokens, start=0):
-    """Values (B, T) of the states in which the tokens were chosen: the critic's output at t − 1.
-    Those of states before `start` are 0."""
+    """Values (B, T) of the states that tokens were chosen in, at t − 1; before `start` 0."""
     return F.pad(critic(tokens, start)[:, :-1], (1, 0))
 
 
 STATS = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg",
-         "val/clipfrac_avg", "val/ratio"]       # the middle three are not TRL's numbers
+         "val/clipfrac_avg", "val/ratio",       # so far TRL's numbers; CleanRL estimates these two
+         "policy/kl_k3", "policy/ratio_outside"]
 
 
 def ppo_backward(policy, critic, mb, config):
-    """Add the gradients of both losses on a minibatch (Rollout) → STATS (6,), max |log ρ|."""
+    """Add the gradients of both losses on a minibatch (Rollout) → STATS (8,), max |log ρ|."""
     stats = torch.zeros(len(STATS), device=policy.device)
     max_logratio = stats.new_zeros(())
     for micro in micro_batches(mb, config.micro_batch_size):
@@ -214,12 +213,14 @@ def ppo_backward(policy, critic, mb, config):
         with torch.no_grad():
             logratio, ratio = ratio_of(logprobs, micro.logprobs, mask)
             max_logratio = torch.maximum(max_logratio, logratio.abs().max())
+            near = values.clamp(micro.values - config.value_clip, micro.values + config.value_clip)
+            further = (near - micro.returns).abs() > (values - micro.returns).abs()
             stats += weight * torch.stack([
-                pg_loss, v_loss,
+                pg_loss, v_loss, masked_mean(logratio ** 2, mask) / 2,
+                masked_mean((ratio - 1) * micro.advantages.sign() > config.clip, mask),
+                masked_mean(further, mask), masked_mean(ratio, mask),
                 masked_mean((ratio - 1) - logratio, mask),
-                masked_mean((ratio - 1).abs() > config.clip, mask),
-                masked_mean((values - micro.values).abs() > config.value_clip, mask),
-                masked_mean(ratio, mask)])
+                masked_mean((ratio - 1).abs() > config.clip, mask)])
     return all_reduce(stats), max_logratio
 
 
@@ -282,8 +283,7 @@ def main():
     chunk_size = config.micro_batch_size or mb_size
     n_windows = max(1, round(config.ptx_ratio * mb_size))
     # what a resumed run needs beside weights; "first" and "raised" are of health.py's alarms
-    state = {"beta": config.beta, "episode": 0, "kl": 0.0, "scale": None, "first": None,
-             "raised": []}
+    state = dict(beta=config.beta, episode=0, kl=0.0, scale=None, first=None, raised=[])
     raw_scores = scorer(run, reward_model, reward_fn, chunk_size)
     score = make_score(run, raw_scores, state)
     saved = dict(policy=policy, critic=critic, ema_policy=ema_policy, optimizer=optimizer,

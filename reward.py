@@ -7,8 +7,8 @@ Stage 2: the reward model. Ranked answers in, a network that gives an answer one
     python reward.py --round=2             # adds comparisons of PPO's answers: reward-2.pt
     python reward.py --fold=2              # of the other half of the comparisons: reward-eval.pt
 
-comparisons.py samples and ranks K answers to a prompt. Here all their K(K − 1)/2 pairs are one
-element of a batch, and each answer goes through the network once (Ouyang et al. 2022, section 3.5).
+comparisons.py samples K answers. All their pairs are one element of a batch, each answer goes
+through the network once (Ouyang et al. 2022, 3.5). Eq. 1 weighs a pair by 1 / C(K, 2), here by 1.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
 import math

@@ -3,13 +3,13 @@ Stage 1: supervised fine-tuning. Prompts with demonstrations in, a model that an
 (Ouyang et al. 2022, section 3.5).
 
     python sft.py                                       # over two minutes on two CPU cores
-    python sft.py --epochs=16 --dropout=0.2 --no-muon   # the paper's
     python sft.py --pick_by=reward.pt                   # the epoch that a reward model likes best
+    python sft.py --pick_by=reward.pt --epochs=16 --dropout=0.2 --pretrain_mix=0 --no-muon
 
 The loss is on the response alone, its end-of-text token included: the prompt is given, not learnt.
-Every batch also has pretraining text in it, as for the policy that the paper's RL starts from
-(appendix C.3). The two mean losses are added, each with weight 1: --pretrain_mix says how many
-windows of text there are, not how much they count; 0 leaves them out.
+The last line is the paper's SFT (appendix C.1). Its RL starts from another one, which has
+pretraining text mixed in (C.3), as every batch here. The two mean losses are added, each with
+weight 1: --pretrain_mix says how many windows of text there are, not how much they count.
 Left out: packing several demonstrations into a row.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded

@@ -107,8 +107,9 @@ TASKS = {
         policy_loss, the new log-probabilities against those of the rollout; value_loss; both
         backward, so that the gradients add up to those of the mean over all tokens of the
         minibatch, however it is split. The statistics are those of STATS, as means over those
-        tokens, without gradient: both losses, (ρ − 1) − log ρ, the share of |ρ − 1| > clip, the
-        share of |V − V_old| > value_clip, ρ. Add them over processes: all_reduce.
+        tokens, without gradient: both losses, ½ (log ρ)², the shares of tokens at which the
+        clipped policy loss and the clipped value loss are the larger one, ρ, (ρ − 1) − log ρ, the
+        share of |ρ − 1| > clip. Add them over processes: all_reduce.
         """
     ),
     "ppo.main": Task(

@@ -552,9 +552,11 @@ def slow_update(policy, critic, ema, rollout, config, text_of, order):
             slow_step(critic, critic_adam, vl, config.critic_lr * 0.1)
             for average, p in zip(ema.parameters(), policy.parameters()):
                 average.data = config.ema * average.data + (1 - config.ema) * p.data
-            share = ((ratio - 1).abs() > config.clip).float().mean()
-            moved = ((v - v0).abs() > config.value_clip).float().mean()
-            stats = (pg, vl, (ratio - 1 - ratio.log()).mean(), share, moved, ratio.mean(), ptx)
+            share = (-a * clipped > -a * ratio).float().mean()
+            further = ((near - ret).abs() > (v - ret).abs()).float().mean()
+            outside = ((ratio - 1).abs() > config.clip).float().mean()
+            k2, k3 = (ratio.log() ** 2 / 2).mean(), (ratio - 1 - ratio.log()).mean()
+            stats = (pg, vl, k2, share, further, ratio.mean(), k3, outside, ptx)
             every.append([x.item() for x in stats])
     return torch.tensor(every)
 
@@ -617,6 +619,6 @@ def check_update(code, rng):
         for (key, p), q in zip(names[name].named_parameters(), want.parameters()):
             what = f"{key} of {name} after two epochs of two minibatches"
             same(p, q.detach(), what, 1e-4)
-    assert len(names["stats"]) == 4, "stats must get one tensor of seven numbers a minibatch"
-    what = "stats: policy loss, value loss, approxkl, clipfrac, value clipfrac, ratio, ptx loss"
+    assert len(names["stats"]) == 4, "stats must get one tensor of nine numbers a minibatch"
+    what = "stats: both losses, approxkl, clipfracs, ratio, k3, ratio outside, ptx loss"
     same(torch.stack(names["stats"]), every, what, 1e-3)

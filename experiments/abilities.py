@@ -399,8 +399,9 @@ def main():
     draw(args, rows, kinds)
 
 
-# name, (ability, x) of its cells, what is usually said and by whom, and comparisons
-# "stage ability [x] < > = stage ability [x]" that must all be true for it to hold here
+# name; (ability, x) of its cells; what is usually said and by whom; comparisons "stage ability [x]
+# < > = stage ability [x], or a number" that must all be true for it to hold; and, where a result
+# against it would not refute it, why
 ROWS = [
     (
         "Language modelling: loss on held-out text without programs, nats a token",
@@ -408,112 +409,147 @@ ROWS = [
         "pretraining gives it, alignment takes some of it away and ptx gives that back "
         "(Ouyang et al. 2022)",
         ["ppo loss > sft loss", "ppo-ptx loss < ppo loss"],
+        "",
     ),
     (
         "World knowledge: facts completed by cloze",
         [("facts, cloze", 0)],
-        "pretraining stores it, later stages do not add to it (Fu et al. 2022; Zhou et al. 2023)",
-        ["ppo-ptx facts, cloze = base facts, cloze"],
+        "pretraining stores it (Fu et al. 2022; Zhou et al. 2023)",
+        ["base facts, cloze > 0.11"],
+        "",
+    ),
+    (
+        "",
+        [("facts, cloze", 0)],
+        "later stages do not add to it (Fu et al. 2022; Zhou et al. 2023)",
+        ["base facts, cloze < 0.9", "ppo-ptx facts, cloze = base facts, cloze"],
+        "the base knows every fact, so there is nothing to add",
     ),
     (
         "the same, asked directly as an instruction",
         [("facts, asked", 0)],
-        "SFT is what makes it come when asked (Fu et al. 2022)",
+        "tuning on instructions makes it come when asked (Fu et al. 2022)",
         ["sft facts, asked > base facts, asked"],
+        "",
     ),
     (
         "the same, asked after two examples on a page of questions",
         [("facts, few-shot", 0)],
-        "examples in the prompt bring out of the base what SFT brings out (Brown et al. 2020)",
+        "examples in the prompt bring it out of the base (Brown et al. 2020)",
         ["base facts, few-shot > base facts, asked"],
+        "",
     ),
     (
         "In-context learning: a new mapping after 0 / 3 / 8 examples "
         "(a guess among the three shown is right in 0.33)",
         [("mapping", 0), ("mapping", 3), ("mapping", 8)],
         "pretraining gives it (Brown et al. 2020)",
-        ["base mapping 8 > base mapping 0"],
+        ["base mapping 8 > 0.33"],
+        "no better than a guess among those shown; the paper finds that it grows with size",
     ),
     (
         "",
         [("mapping", 8)],
-        "RLHF trades some of it for answering without examples (Fu et al. 2022)",
-        ["ppo-ptx mapping 8 < base mapping 8"],
+        "supervised tuning loses it, language modelling mixed into RLHF brings it back "
+        "(Fu et al. 2022)",
+        ["base mapping 8 > 0.33", "sft mapping 8 < base mapping 8"],
+        "the base has none to lose, and this SFT has text mixed in; tax.py tests it",
     ),
     (
         "Following instructions of kinds that were demonstrated, gold score",
         [("seen kinds", 0)],
         "SFT gives it, RLHF improves on it (Ouyang et al. 2022)",
         ["sft seen kinds > base seen kinds", "ppo-ptx seen kinds > sft seen kinds"],
+        "",
     ),
     (
         "of kinds that never were",
         [("unseen kinds", 0)],
         "carries over to kinds never demonstrated (Ouyang et al. 2022; Wei et al. 2022)",
         ["sft unseen kinds > base unseen kinds"],
+        "",
     ),
     (
         "Sums of two numbers, at once / in steps, as in the text",
         [("two numbers, at once", 0), ("two numbers, in steps", 0)],
         "written steps help where one step is too much (Wei et al. 2022b)",
-        ["base two numbers, in steps > base two numbers, at once"],
+        [
+            "base two numbers, at once < 0.9",
+            "base two numbers, in steps > base two numbers, at once",
+        ],
+        "one step is right anyway",
     ),
     (
         "Sums of three numbers, at once / in steps, after two examples",
         [("three numbers, at once", 0), ("three numbers, in steps", 0)],
         "written steps make solvable what is not at once, in large models alone (Wei et al. 2022b)",
         ["base three numbers, in steps > base three numbers, at once"],
+        "a small model without the gain is what the paper finds too",
     ),
     (
         "",
         [("three numbers, in steps", 0)],
         "programs in the text are where reasoning in steps comes from (Fu et al. 2022)",
-        ["base three numbers, in steps > base, no programs three numbers, in steps"],
+        [
+            "base programs > 0.5",
+            "base three numbers, in steps > base, no programs three numbers, in steps",
+        ],
+        "no base can work out what a program prints, and few documents are programs",
     ),
     (
         "What a program prints",
         [("programs", 0)],
         "only programs teach it",
         ["base programs > base, no programs programs"],
+        "the interval over seeds is as wide as the difference",
     ),
     (
         "Length of an answer, tokens",
         [("length", 0)],
         "RLHF makes answers longer and more informative (Fu et al. 2022)",
         ["ppo-ptx length > sft length"],
+        "",
     ),
     (
         "Both sides of a question of taste",
         [("both sides", 0)],
         "RLHF gives balance (Fu et al. 2022)",
         ["ppo-ptx both sides > sft both sides"],
+        "",
     ),
     (
         "Refuses to help with harm",
         [("refuses", 0)],
-        "RLHF gives it (Fu et al. 2022)",
+        "RLHF gives it (Fu et al. 2022); here demonstrations have it too",
         ["sft refuses = base refuses", "ppo-ptx refuses > sft refuses"],
+        "",
     ),
     (
         "Admits not to know a person who does not exist",
         [("admits", 0)],
-        "RLHF gives it (Fu et al. 2022)",
+        "RLHF gives it (Fu et al. 2022); here demonstrations have it too",
         ["sft admits = base admits", "ppo-ptx admits > sft admits"],
+        "",
     ),
     (
         "Claims not to know a person it knows",
         [("denies", 0)],
         "refusing too much is the price (Bai et al. 2022)",
         ["ppo-ptx denies > sft denies"],
+        "",
     ),
     (
         "Who 'she' is, at the 1st / 2nd / 3rd question of a chat",
         [("she", 1), ("she", 2), ("she", 3)],
         "dialogue comes from tuning on dialogue (Fu et al. 2022)",
         ["sft she 1 > base she 1"],
+        "",
     ),
 ]
-VERDICTS = {True: "held", False: "**did not hold**", None: "too few seeds"}
+VERDICTS = {True: "held", False: "**did not hold**", None: "not decided"}
+SMALL = (
+    0.05  # a difference below it is none: of shares, and more than enough for losses and lengths
+)
 DIGITS = {"length": 1, "loss": 3}
 
 
@@ -540,28 +576,52 @@ def side(text):
     return stage, ability, int(x or 0)
 
 
-def holds(rows, claims):
-    """Whether all comparisons 'stage ability [x] < stage ability [x]' are true.
+def difference(rows, left, right):
+    """left − right → mean, half-width of its 95 % interval; None with less than two seeds.
 
-    The difference must exceed its interval; for '=' it must be less than that, or than 0.02.
-    None if a stage in them has less than two seeds.
+    left and right: "stage ability [x]"; right may be a number.
     """
+    number = re.fullmatch(r"[\d.]+", right)
+    sides = [side(left)] if number else [side(left), side(right)]
+    values = [{r["seed"]: r["value"] for r in rows_of(rows, *which)} for which in sides]
+    if min(map(len, values)) < 2:
+        return None
+    if number:
+        mean, half = cell(rows, *sides[0])
+        return mean - float(right), half
+    (a, da), (b, db) = (cell(rows, *which) for which in sides)
+    if {stage for stage, *_ in sides} & {"base", "base, no programs"}:
+        return a - b, float(np.hypot(da, db))
+    # the same seeds and questions: the interval of the differences
+    mine, other = values
+    return lib.interval([mine[s] - other[s] for s in mine if s in other])
+
+
+def holds(rows, claims):
+    """Whether all comparisons 'left < right', with '>' and '=', are true: True, False or None.
+
+    True: the 95 % interval of each difference says so; for '=' it has nothing beyond SMALL. False:
+    one is against it, a difference in the other direction or, for '<' and '>', none beyond SMALL.
+    None: neither, the interval is too wide.
+    """
+    found = []
     for claim in claims:
         left, sign, right = re.split(r" ([<>=]) ", claim)
-        left, right = side(left), side(right)
-        mine, other = (
-            {r["seed"]: r["value"] for r in rows_of(rows, *which)} for which in (left, right)
-        )
-        if min(len(mine), len(other)) < 2:
+        difference_ci = difference(rows, left, right)
+        if difference_ci is None:
             return None
-        (a, da), (b, db) = cell(rows, *left), cell(rows, *right)
-        bound = float(np.hypot(da, db))
-        if not {left[0], right[0]} & {"base", "base, no programs"}:
-            # the same seeds and questions: the interval of the differences
-            bound = lib.interval([mine[s] - other[s] for s in mine if s in other])[1]
-        if not {"<": b - a > bound, ">": a - b > bound, "=": abs(a - b) <= max(bound, 0.02)}[sign]:
-            return False
-    return True
+        mean, half = difference_ci
+        mean = {"<": -mean, ">": mean, "=": -abs(mean)}[sign]
+        yes = mean - half >= -SMALL if sign == "=" else mean > half
+        no = mean + half < (0 if sign == "=" else SMALL)
+        found.append(True if yes else False if no else None)
+    return False if False in found else None if None in found else True
+
+
+def verdict(rows, claims, why):
+    """In words. With `why`, a result against the claim does not refute it: not decided."""
+    held = holds(rows, claims)
+    return VERDICTS[held] if held or not why else f"{VERDICTS[None]}: {why}"
 
 
 def table(args, rows):
@@ -570,7 +630,7 @@ def table(args, rows):
     names = [f"{name}, {seeds[s]} seed{'s' * (seeds[s] != 1)}" for s, name in STAGES.items()]
     columns = ["ability", *names, "what is usually said", "here"]
     lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for name, asked, claim, claims in ROWS:
+    for name, asked, claim, claims, why in ROWS:
         digits, cells = DIGITS.get(asked[0][0], 2), []
         for stage in STAGES:
             found = [cell(rows, stage, *a) for a in asked]
@@ -578,7 +638,7 @@ def table(args, rows):
                 "" if math.isnan(m) else f"{m:.{digits}f} ± {half:.{digits}f}" for m, half in found
             ]
             cells.append(" / ".join(texts) if seeds[stage] else "not run")
-        lines.append(f"| {' | '.join([name, *cells, claim, VERDICTS[holds(rows, claims)]])} |")
+        lines.append(f"| {' | '.join([name, *cells, claim, verdict(rows, claims, why)])} |")
     with replacing(lib.place(args, "abilities.md")) as f:
         f.write("\n".join(lines) + "\n")
     print("\n".join(lines))

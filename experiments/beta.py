@@ -4,9 +4,15 @@
     python experiments/beta.py              # β from 0 to 1 and an adaptive one, 3 seeds
     python experiments/beta.py --seeds=5
 
-Writes beta.csv, beta.png and hacked.txt. A run has 30 iterations, the default 40. The policy itself
-is measured, not the average of its weights, which lags behind. Each policy answers 900 held-out
-prompts once: reward-model score, gold score, KL to SFT and entropy (nats an answer), length.
+Writes beta.csv, beta_path.csv, beta.png and hacked.txt. A run has 30 iterations, the default 40.
+The policy itself is measured, not the average of its weights, which lags behind. Each policy
+answers 900 held-out prompts once: reward-model score, gold score, KL to SFT and entropy (nats an
+answer), length.
+
+beta_path.csv has KL and gold every other iteration of each run. Does a penalty bring more gold at
+the same KL, or does it only stop sooner on the same path? Gao et al. 2022 find the latter. Printed
+is the gold at the end of a run, above that of the run without a penalty when it first passed the
+same KL, within a seed.
 
 hacked.txt shows reward hacking: answers of a policy that was trained without a KL penalty against a
 reward model of few comparisons (overoptimise.py's), beside SFT's, with the scores of that reward
@@ -20,12 +26,15 @@ import overoptimise
 from data import replacing, turns_of
 from plumbing.checkpoint import load
 from plumbing.command_line import entry
+from plumbing.run import read_log
 
 BETAS = [0, 0.03, 0.1, 0.3, 1]
-RUN = ["--iterations=30", "--ema=0"]
+RUN = ["--iterations=30", "--ema=0", "--eval_every=2"]
 TARGET = 2  # nats an answer, for the adaptive controller
-# Ziegler et al.'s controller changes β by at most 0.2 × episodes / 10,000 an iteration: over 30
-# iterations by a factor of 1.17, too slowly to steer. With a horizon of 1,000 it can.
+# An iteration multiplies β by 1 + K × error, where error = KL / target − 1, clipped to ± 0.2. K is
+# 0.1 in Ziegler et al. 2019, section 2.2, and episodes / 10,000 in the code that came with it.
+# ppo.py follows the code: K = 0.026 with 256 episodes, so over 30 iterations β changes by a factor
+# of 1.17 at most, too slowly to steer. With a horizon of 1,000 episodes K is 0.26.
 FASTER = """
 right = ppo.adapt_beta
 ppo.adapt_beta = lambda beta, kl, target, episodes: right(beta, kl, target, episodes, 1_000)"""
@@ -50,16 +59,50 @@ def final(args, source, out, run):
 
 def job(args, run, seed, setting):
     """Run PPO with this setting, "sft" for none → its row."""
-    source = lib.checkpoints(args, seed)
-    if setting == "sft":
-        return final(args, source, None, run)
+    out = None if setting == "sft" else trained(args, seed, setting)
+    return final(args, lib.checkpoints(args, seed), out, run)
+
+
+def trained(args, seed, setting):
+    """The folder of a seed's PPO run with this setting; made if it is missing."""
     out = lib.scratch(args, f"beta/{setting}-{seed}")
-    lib.variant(source, out, "sft.pt", "reward.pt")
+    lib.variant(lib.checkpoints(args, seed), out, "sft.pt", "reward.pt")
     adaptive = setting == "adaptive"
     flag = f"--adaptive_kl={TARGET}" if adaptive else f"--beta={setting}"
     few = [] if args.quick else RUN
     lib.stage(args, "ppo", out, seed, *few, flag, patch=FASTER if adaptive else "")
-    return final(args, source, out, run)
+    return out
+
+
+def path_job(args, seed, setting):
+    """KL and gold along a run → rows."""
+    source, log = lib.checkpoints(args, seed), read_log(f"{trained(args, seed, setting)}/ppo.jsonl")
+    return overoptimise.along(overoptimise.sft_metrics(source, source, seed), log)
+
+
+def gold_at(kl, path):
+    """Gold where a run first passed a KL, between its two measurements around it; else NaN.
+
+    path: rows of beta_path.csv, in order.
+    """
+    for before, after in zip(path, path[1:]):
+        if before["kl"] <= kl <= after["kl"]:
+            share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
+            return before["gold"] + share * (after["gold"] - before["gold"])
+    return np.nan
+
+
+def frontier(paths, settings, seeds):
+    """Print how much gold each setting has above the path without a penalty, at the same KL."""
+
+    def path(setting, seed):
+        return [r for r in paths if (r["setting"], r["seed"]) == (setting, seed)]
+
+    for s in settings:
+        ends = [(path(s, seed)[-1], path(0, seed)) for seed in seeds if path(s, seed)]
+        above = [end["gold"] - gold_at(end["kl"], free) for end, free in ends if free]
+        mean, half = lib.interval([x for x in above if not np.isnan(x)] or [np.nan])
+        print(f"β {label(s)}: gold at its end {mean:+.3f} ± {half:.3f} above β = 0 at that KL")
 
 
 def main():
@@ -73,7 +116,11 @@ def main():
         for seed in args.seeds
     ]
     rows = lib.collect(args, lib.place(args, "beta.csv"), jobs, ["setting", "seed"])
-    draw(args, [r for r in rows if r["seed"] in args.seeds], settings)
+    keys = [(s, seed) for s in ends_first if s != "sft" for seed in args.seeds]
+    jobs = [(k, lambda k=k: path_job(args, k[1], k[0])) for k in keys]
+    paths = lib.collect(args, lib.place(args, "beta_path.csv"), jobs, ["setting", "seed"])
+    draw(args, [r for r in rows if r["seed"] in args.seeds], settings, paths)
+    frontier(paths, settings[2:], args.seeds)
     hacked(args, run)
 
 
@@ -85,7 +132,7 @@ def colour(setting):
     return {"adaptive": "#d55e00", "sft": "#000000"}.get(setting, "#0072b2")
 
 
-def draw(args, rows, settings):
+def draw(args, rows, settings, paths):
     sft = {r["seed"]: r["score"] for r in rows if r["setting"] == "sft"}
     order = [*settings[1:], "sft"]
     value = {}
@@ -108,8 +155,15 @@ def draw(args, rows, settings):
         name = label(s) if isinstance(s, str) else f"β = {label(s)}"
         marker, size = ("*", 9) if s == "adaptive" else ("o", 5)
         ax.plot(value[s, "kl"], value[s, "gold"], marker, color=c, ms=size, label=name)
+        mine = [r for r in paths if r["setting"] == s]
+        episodes = sorted({r["episode"] for r in mine})
+        means = [
+            [np.mean([r[k] for r in mine if r["episode"] == e]) for e in episodes]
+            for k in ("kl", "gold")
+        ]
+        ax.plot(*means, color=c, lw=1)
     ax.set_xlabel("KL to SFT, nats an answer")
-    ax.set_title("gold score against KL: the frontier")
+    ax.set_title("gold score against KL: ends, and mean paths")
     ax.legend()
     fig.suptitle(
         "Gold is highest at β = 0.1 to 0.3: "

@@ -44,12 +44,12 @@ MEANING = {
         "(pytest -k kl)",
         "the policy gives the same answer to every prompt: --beta too small, --lr too large",
     ),
-    "policy/approxkl_avg": (
+    "policy/kl_k3": (
         "an update goes far: --lr or --ppo_epochs too large, or the update's log-probabilities are "
         "not the rollout's (pytest -k first_minibatch)",
         "updates are tiny: --lr too small, or gradients do not arrive",
     ),
-    "policy/clipfrac_avg": ("as policy/approxkl_avg", "as policy/approxkl_avg"),
+    "policy/ratio_outside": ("as policy/kl_k3", "as policy/kl_k3"),
     "val/ratio": (
         "the update's log-probabilities are not the rollout's: mask, padding, temperature, "
         "dropout (pytest -k first_minibatch)",

@@ -8,9 +8,12 @@ Writes overoptimise_bon.csv, overoptimise_ppo.csv, overoptimise.csv (the fits), 
 
 Reward models of two sizes (0.8 and 0.03 million parameters without embeddings) are trained on three
 numbers of comparisons, and optimised against in two ways from the same SFT model: best of n
-answers, KL = ln n − (n − 1)/n exactly, and PPO without a KL penalty. Against d = √KL the gold score
-is fitted by Gao et al.'s forms, d(α − βd) for best of n and d(α − β ln d) for RL, for each seed by
-itself. Coefficients are means over seeds with 95 % intervals by Student's t.
+answers, and PPO without a KL penalty. Against d = √KL the gold score is fitted by Gao et al.'s
+forms, d(α − βd) for best of n and d(α − β ln d) for RL, for each seed by itself. Coefficients are
+means over seeds with 95 % intervals by Student's t.
+
+Best of n's KL is estimated from 256 answers (`best_of_kl`). Rows from before that have none: there
+d is of the upper bound ln n − (n − 1)/n, and the figure says so.
 
 Scores are made comparable as Gao et al. do: both are 0 on average on SFT's answers, and a reward
 model's is multiplied by the factor with which its differences, as logits, best predict
@@ -115,6 +118,32 @@ def best_of(scores, gold, ns):
     return found
 
 
+def bound(n):
+    """ln n − (n − 1)/n nats: the most that the KL of the best of n can be (Beirami et al. 2024).
+
+    It is reached where no answer comes twice, as in a text without end, and scores differ.
+    """
+    return np.log(n) - (n - 1) / n
+
+
+def best_of_kl(scores, ns):
+    """KL from the best of n answers to a single one, in nats, for each n; scores (N,) of answers.
+
+    An answer y is the best of n with probability P(y) = F(y)ⁿ − F⁻(y)ⁿ, where F(y) is the share of
+    answers that score at most what y does, and F⁻(y) of those that score less. A single answer is y
+    with probability F(y) − F⁻(y), so KL = Σ P ln(P / (F − F⁻)). Answers with the same score count
+    as one. Where all N differ it can't exceed ln N, however large n is.
+    """
+    _, counts = np.unique(scores, return_counts=True)
+    upto, found = np.cumsum(counts) / len(scores), []
+    below = upto - counts / len(scores)
+    for n in ns:
+        best = upto**n - below**n
+        there = best > 0  # a small power may be rounded to 0
+        found.append(float(best[there] @ np.log((best / (upto - below))[there])))
+    return found
+
+
 def calibration(scores, gold):
     """The factor c for which σ(c Δscore) is nearest to the labels σ(LOGIT Δgold).
 
@@ -130,11 +159,13 @@ def calibration(scores, gold):
 
 @torch.no_grad()
 def scores_of(model, prompt, answers, run):
-    """Scores (n,) of answers (token lists) to a prompt (tokens)."""
-    tokens, lengths = pad([prompt + a for a in answers], run.vocab.pad)
+    """Scores (n,) of answers (token lists) to a prompt (tokens). Equal answers are scored once."""
+    unique = sorted({tuple(a) for a in answers})
+    tokens, lengths = pad([prompt + list(a) for a in unique], run.vocab.pad)
     parts = torch.arange(len(tokens)).split(128)
     scores = torch.cat([model.score(tokens[i], lengths[i]) for i in parts])
-    return scores.double().numpy()
+    number = {a: i for i, a in enumerate(unique)}
+    return scores.double().numpy()[[number[tuple(a)] for a in answers]]
 
 
 def sampled(args, seed, n_prompts, samples, run):
@@ -158,26 +189,22 @@ def bon_job(args, seed, size, counts, n_prompts, samples, ns):
     run.config.seed = seed
     rows, answers = sampled(args, seed, n_prompts, samples, run)
     prompts = [run.vocab.prompt(r["prompt"]) for r in rows]
-    unique = [sorted({tuple(a) for a in found}) for found in answers]
-    which = [[u.index(tuple(a)) for a in found] for u, found in zip(unique, answers)]
     gold = []
-    for row, texts, w in zip(rows, unique, which):
-        values = [run.judge.gold(meaning_of(row), run.vocab.decode(t))["gold"] for t in texts]
-        gold.append(np.array(values)[w])
+    for row, found in zip(rows, answers):
+        texts = map(run.vocab.decode, found)
+        gold.append(np.array([run.judge.gold(meaning_of(row), t)["gold"] for t in texts]))
     result = []
     for count in counts:
         path = f"{reward_model(args, seed, size, count)}/reward.pt"
         model, results = lib.network(path), load(path)["results"]
-        scores = [
-            scores_of(model, p, [list(t) for t in texts], run)[w]
-            for p, texts, w in zip(prompts, unique, which)
-        ]
+        scores = [scores_of(model, p, found, run) for p, found in zip(prompts, answers)]
         factor, centre = calibration(scores, gold) / LOGIT, np.mean([s.mean() for s in scores])
         each = [best_of(factor * (s - centre), g, ns) for s, g in zip(scores, gold)]
         same = {"pairs": results["pairs"], "accuracy": results["accuracy"], "factor": factor}
-        for n, (proxy, truth) in zip(ns, np.array(each).mean(0)):
+        kls = np.mean([best_of_kl(s, ns) for s in scores], 0)
+        for n, (proxy, truth), kl in zip(ns, np.array(each).mean(0), kls):
             row = {"prompts": count, "n": n, "proxy": float(proxy), "gold": float(truth)}
-            result.append({**row, **same})
+            result.append({**row, **same, "kl": float(kl)})
     return result
 
 
@@ -200,17 +227,22 @@ def ppo_job(args, seed, size, count):
     out = lib.variant(source, lib.scratch(args, f"overoptimise/{size}-{count}-{seed}"), "sft.pt")
     lib.variant(folder, out, "reward.pt")
     lib.stage(args, "ppo", out, seed, *([] if args.quick else RUN), patch=NO_TEXT)
-    before, log = sft_metrics(source, folder, seed), read_log(f"{out}/ppo.jsonl")
+    return along(sft_metrics(source, folder, seed), read_log(f"{out}/ppo.jsonl"))
+
+
+def along(before, log):
+    """SFT's held-out metrics and a run's log → KL, score and gold along it, from SFT on.
+
+    Gold is measured after the update and KL before it, so take the next rollout's KL, averaged with
+    its neighbours.
+    """
     kl = [row["objective/kl"] for row in log]
     result = [{"episode": 0, "kl": 0.0, "score": before["eval/score"], "gold": before["eval/gold"]}]
     for i, row in enumerate(log[:-1]):
-        if "eval/gold" not in row:
-            continue
-        # gold is measured after the update and KL before it, so take the next rollout's KL,
-        # averaged with its neighbours
-        near = max(0.0, float(np.mean(kl[i : i + 3])))
-        scores = {"score": row["eval/score"], "gold": row["eval/gold"]}
-        result.append({"episode": row["episode"], "kl": near, **scores})
+        if "eval/gold" in row:
+            near = max(0.0, float(np.mean(kl[i : i + 3])))
+            scores = {"score": row["eval/score"], "gold": row["eval/gold"]}
+            result.append({"episode": row["episode"], "kl": near, **scores})
     return result
 
 
@@ -247,8 +279,8 @@ def curves(bon, ppo):
     found = {}
     for (size, prompts, seed), f in factor.items():
         rows = [r for r in bon if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
-        n, proxy, gold = (np.array([r[k] for r in rows]) for k in ("n", "proxy", "gold"))
-        d = np.sqrt(np.maximum(0, np.log(n) - (n - 1) / n))
+        n, proxy, gold, kl = (np.array([r[k] for r in rows]) for k in ("n", "proxy", "gold", "kl"))
+        d = np.sqrt(np.maximum(0, np.where(np.isnan(kl), bound(n), kl)))
         curve = (d, proxy - proxy[0], gold - gold[0])
         found.setdefault(("best of n", size, prompts), []).append(curve)
         rows = [r for r in ppo if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
@@ -322,7 +354,8 @@ def draw_panel(ax, way, size, counts, found, bon):
     millions = "0.8" if size == "tiny" else "0.03"
     beta = ", β = 0" if way == "PPO" else ""
     ax.set_title(f"{way}{beta}; reward model of {millions}M parameters")
-    ax.set_xlabel("d = √KL to SFT, √nats an answer")
+    unknown = way != "PPO" and any(math.isnan(r["kl"]) for r in bon)
+    ax.set_xlabel("d = √KL to SFT, √nats an answer" + ", upper bound" * unknown)
     ax.set_ylabel("above SFT, in units of the gold score")
     ax.legend(loc="lower left", title="reward model trained on", title_fontsize=8)
     return rows

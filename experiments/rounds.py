@@ -7,7 +7,8 @@ What further rounds of comparisons, reward model and PPO bring, and what best of
 
 Prints mean and range over seeds; the numbers go to experiments/rounds.csv or best_of.csv. What is
 finished is not run again. Reward models are measured on the held-out pairs of every round's
-answers. The best of n is taken from the SFT model's answers by round 1's reward model.
+answers. The best of n is taken from the SFT model's answers by round 1's reward model; its KL is
+estimated from 256 answers to each of 64 prompts (overoptimise.py's best_of_kl).
 """
 
 import json
@@ -19,15 +20,19 @@ from project import ROOT, read_seeds, run_script, write_seeds
 
 import plumbing.cpu
 import evaluate
+import numpy as np
 import reward
+from comparisons import sample_answers
 from data import load_judge, meaning_of, read_heldout, read_jsonl
 from data.comparisons import encode_comparisons
+from overoptimise import SAMPLES, best_of_kl, scores_of
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Parser, entry, parse, value_of
 from plumbing.run import open_run
 from plumbing.stages import in_round, policy_before
 from rollout import scorer
 
+KL_PROMPTS = 64
 COLUMNS = ["gold", "win_vs_sft", "kl", "length", "eos_fraction", "pretrain_loss"]
 
 
@@ -108,6 +113,12 @@ def best_of_of(seed, args):
         for column, values in (("gold", best), ("win_vs_sft", evaluate.wins(best, one))):
             name = f"best_of_{n}_{column}"
             row[name], row[name + "_ci"] = evaluate.mean_ci(values)
+    answers = sample_answers(sft, prompts[:KL_PROMPTS], run, SAMPLES, "KL of best of n")
+    all_scores = [scores_of(reward_model, p, a, run) for p, a in zip(prompts, answers)]
+    ns = [*args.best_of, SAMPLES]
+    kls = np.mean([best_of_kl(s, ns) for s in all_scores], 0)
+    row |= {f"best_of_{n}_kl": float(kl) for n, kl in zip(ns, kls)}
+    row["different_answers"] = float(np.mean([len(set(map(tuple, a))) for a in answers]))
     summary = summary_of(run, "summary")
     for s in ("sft", "ppo"):
         row |= {f"{s}_{c}": summary[s][c] for c in ("gold", "win_vs_sft", "kl")}

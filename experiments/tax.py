@@ -1,7 +1,7 @@
 """
 The alignment tax, and how much of it pretraining gradients in PPO (ptx) win back.
 
-    python experiments/tax.py              # three seeds: tax.csv, tax.png
+    python experiments/tax.py              # three seeds: tax.csv, tax.png, tax_gamma.png
     python experiments/tax.py --seeds=5
 
 γ multiplies the mean loss of a pretraining token here. The paper prints 27.8 and does not say of
@@ -11,6 +11,10 @@ parameters, and its runs with γ = 0 and 1 are used here: tiny has abilities to 
 every fact before and after. PPO starts from SFT with pretraining text in its batches, as the
 paper's and this project's default does, and from SFT without any, so that there is more tax to win
 back. The reward model of a seed is the same for all its runs.
+
+That second SFT tests an account of ChatGPT's ancestors (Fu et al. 2022): supervised tuning traded
+in-context learning away, and language modelling mixed into RLHF brought it back. tax_gamma.png has
+both sides of it against γ: facts asked after two examples, and the gold score.
 
 grad_norm is the mean norm of the policy's gradient before it is clipped to 1: how γ changes the
 balance of the two gradients. Measured on the final model (EMA): loss on held-out pretraining text;
@@ -28,7 +32,7 @@ import numpy as np
 from abilities import asked_few_shot, chosen, completed, mapping, of_kind
 from data import read_jsonl
 from data.text import Text
-from figure1 import NORMS, base, rates, sft_flags, tuned
+from figure1 import BASES, NORMS, base, rates, sft_flags, tuned
 from plumbing.checkpoint import load, save
 from plumbing.command_line import entry
 from plumbing.run import read_log
@@ -129,7 +133,7 @@ def norms_of(out):
 
 def job(args, run, setting, seed):
     if setting == "base":
-        row = measured(args, run, lib.network(base(args, SIZE)), None)
+        row = measured(args, run, lib.network(base(args, SIZE, BASES[seed - 1])), None)
         return {**row, "kl_highest": math.nan, "grad_norm": math.nan}
     out, name = folder_of_run(args, setting, seed)
     if SETTINGS[setting][0] == "plain":
@@ -151,12 +155,15 @@ def main():
     if args.quick:
         settings = ["SFT", "γ = 0", "γ = 1", "plain SFT", "plain, γ = 1"]
     base(args, SIZE)
-    keys = [("base", 1)] + [(s, seed) for seed in args.seeds for s in settings]
+    keys = [("base", seed) for seed in args.seeds if seed <= len(BASES)]
+    keys += [(s, seed) for seed in args.seeds for s in settings]
     jobs = [(k, lambda k=k: job(args, run, *k)) for k in keys]
     rows = lib.collect(args, lib.place(args, "tax.csv"), jobs, ["setting", "seed"])
     names = ["base", *(s for s in settings if any(r["setting"] == s for r in rows))]
     table(names, rows)
+    story(rows)
     draw(args, names, rows)
+    draw_gamma(args, rows)
 
 
 def cell(rows, name, column):
@@ -169,6 +176,35 @@ def table(names, rows):
     for name in names:
         cells = [cell(rows, name, c) for c in columns]
         print(f"{name:26s}" + "".join(f"{mean:14.3f} ±{half:6.3f}" for mean, half in cells))
+
+
+# Fu et al.'s account, as differences: a sentence, a setting, what is taken from it, and the sign
+STORY = [
+    ("supervised tuning loses it", "plain SFT", "base", "<"),
+    ("PPO alone does not bring it back", "plain, γ = 0", "plain SFT", "="),
+    ("language modelling mixed into PPO does", "plain, γ = 1", "plain SFT", ">"),
+]
+
+
+def gap(rows, column, left, right):
+    """left − right → mean, half-width of its 95 % interval; within a seed, but for a base.
+
+    A base of a single seed adds nothing to the interval, which then is of what starts from it.
+    """
+    a, b = ({r["seed"]: r[column] for r in rows if r["setting"] == s} for s in (left, right))
+    if "base" not in (left, right):
+        return lib.interval([a[seed] - b[seed] for seed in a if seed in b])
+    (mean, half), (other, other_half) = (lib.interval(list(x.values())) for x in (a, b))
+    return mean - other, float(np.hypot(*np.nan_to_num([half, other_half])))
+
+
+def story(rows):
+    there = {r["setting"] for r in rows}
+    for column in ("facts_few_shot", "mapping"):
+        for sentence, left, right, sign in STORY:
+            if {left, right} <= there:
+                mean, half = gap(rows, column, left, right)
+                print(f"{column}: {sentence} ({left} {sign} {right}): {mean:+.3f} ± {half:.3f}")
 
 
 def colour(name):
@@ -197,6 +233,45 @@ def draw(args, names, rows):
         )
     fig.suptitle(title, fontsize=10)
     lib.finish(fig, lib.place(args, "tax.png"))
+
+
+GAMMAS = {"SFT": None, "γ = 0": "γ = 0", "1": "γ = 1", "27.8": "γ = 27.8"}
+STARTS = {
+    "SFT without pretraining text": ("plain SFT", "plain, ", "#d55e00"),
+    "SFT with pretraining text": ("SFT", "", "#0072b2"),
+}
+PAIR = {"facts_few_shot": "facts right, asked after two examples", "gold": "gold score"}
+
+
+def draw_gamma(args, rows):
+    """What the text brings back, and what it costs, against γ."""
+    fig, axes = lib.figure(2, size=(4.2, 3.6))
+    there = {r["setting"] for r in rows}
+    for ax, (column, label) in zip(axes[0], PAIR.items()):
+        for shift, (name, (sft, prefix, colour)) in zip((-0.05, 0.05), STARTS.items()):
+            settings = [sft if g is None else prefix + g for g in GAMMAS.values()]
+            points = [
+                (x + shift, *cell(rows, s, column)) for x, s in enumerate(settings) if s in there
+            ]
+            x, mean, half = zip(*points)
+            half = np.nan_to_num(half)
+            ax.errorbar(x, mean, half, marker="o", capsize=3, color=colour, label=f"from {name}")
+        mean, half = cell(rows, "base", column)
+        if not math.isnan(mean):
+            ax.axhline(mean, color="black", ls="--", lw=1, label="base")
+            ax.axhspan(
+                mean - np.nan_to_num(half), mean + np.nan_to_num(half), color="grey", alpha=0.2
+            )
+        ax.set_xticks(range(len(GAMMAS)), GAMMAS)
+        ax.set_xlabel("SFT, and PPO from it by γ")
+        ax.set_ylabel(label)
+        ax.set_ylim(0, 0.85)
+    axes[0, 1].legend(*axes[0, 0].get_legend_handles_labels(), loc="lower left")
+    fig.suptitle(
+        "SFT without pretraining text loses what examples bring out;\n"
+        "pretraining gradients in PPO bring it back, for a price in gold score"
+    )
+    lib.finish(fig, lib.place(args, "tax_gamma.png"))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CORE = ("*.py", "plumbing/*.py", "data/**/*.py", "papers/*.py")
+EXPERIMENTS = ("experiments/*.py",)
 HOLE = "___"
 BLOCKS = ("body", "orelse", "finalbody")  # fields of a tree that hold statements
 
@@ -75,15 +76,22 @@ def names_in(file, text):
 
 
 def find(name, root=ROOT):
-    """The one function (class, constant) whose dotted name ends so → Found"""
-    files = {p for pattern in CORE for p in glob.glob(pattern, root_dir=root, recursive=True)}
-    texts = {p.replace(os.sep, "/"): read(os.path.join(root, p)) for p in sorted(files)}
-    found = [
-        Found(full, file, text, i)
-        for file, text in texts.items()
-        for i, full in enumerate(names_in(file, text))
-        if f".{full}".endswith(f".{name}")
-    ]
+    """The one function (class, constant) whose dotted name ends so → Found
+
+    experiments/ is searched only for what nothing else has: a script may use a name again.
+    """
+
+    def found_in(patterns):
+        files = {p for q in patterns for p in glob.glob(q, root_dir=root, recursive=True)}
+        texts = {p.replace(os.sep, "/"): read(os.path.join(root, p)) for p in sorted(files)}
+        return [
+            Found(full, file, text, i)
+            for file, text in texts.items()
+            for i, full in enumerate(names_in(file, text))
+            if f".{full}".endswith(f".{name}")
+        ]
+
+    found = found_in(CORE) or found_in(EXPERIMENTS)
     if not found:
         raise Misfit(f"there is no function {name}")
     if len(found) > 1:

@@ -8,13 +8,16 @@ import types
 
 import abilities
 import bands
+import beta
 import figure1
 import lib
+import mix
 import numpy as np
 import overoptimise
 import pytest
 from conftest import ROOT, run_main
 from data import load_judge, meaning_of
+from prepare import SHARES
 
 
 def test_best_of_n_is_the_mean_over_all_subsets():
@@ -31,6 +34,70 @@ def test_best_of_n_is_the_mean_over_all_subsets():
         assert truth == pytest.approx(np.mean(tied)), (
             "the gold score of best of n is not that of the answer the proxy picks"
         )
+
+
+def test_the_kl_of_best_of_n_counts_answers_that_repeat():
+    # of two answers, each as likely, the better of two draws is the higher one in 3 of 4 cases
+    two = 0.25 * np.log(0.25 / 0.5) + 0.75 * np.log(0.75 / 0.5)
+    found = overoptimise.best_of_kl(np.array([1.0, 2.0, 1.0, 2.0]), (1, 2))
+    assert found == pytest.approx([0, two]), "the KL of best of n is not that of its formula"
+    ten = overoptimise.best_of_kl(np.repeat(np.arange(10.0), 3), (256,))
+    assert ten == pytest.approx([np.log(10)], abs=1e-6), (
+        "among ten answers no choice can be further than ln 10 from a random one"
+    )
+    (far,) = overoptimise.best_of_kl(np.arange(4000.0), (16,))
+    assert far == pytest.approx(overoptimise.bound(16), abs=2e-3), (
+        "where no answer repeats the KL is the bound"
+    )
+
+
+def test_every_kind_is_counted_in_the_mix_of_prompts():
+    found = mix.shares([kind for kind in SHARES for _ in range(2)])
+    assert sum(found.values()) == pytest.approx(100)
+    assert found["generation"] == pytest.approx(100 * 2 / len(SHARES)), "story and letter"
+    assert sum(paper for paper, _ in mix.USES.values()) == pytest.approx(100, abs=0.2)
+
+
+def test_gold_at_a_kl_is_where_a_run_first_passed_it():
+    path = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0.6), (1, 0.9), (3, 0.5), (0.5, 0.1)]]
+    assert beta.gold_at(0.5, path) == pytest.approx(0.75), "not the first time that it was there"
+    assert beta.gold_at(2, path) == pytest.approx(0.7), "not between its two measurements"
+    assert np.isnan(beta.gold_at(4, path)), "the run never went so far"
+
+
+def of_stages(**values):
+    """Rows of abilities.csv: one ability, its values over seeds at some stages."""
+    return [
+        {"stage": stage, "seed": seed, "ability": "sums", "x": 0, "value": v, "ci": 0.0}
+        for stage, of_seeds in values.items()
+        for seed, v in enumerate(of_seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    "values, claim, want",
+    [
+        ([0.9, 0.91, 0.92], "sft sums > base sums", True),
+        ([0.5, 0.51, 0.5], "sft sums > base sums", False),
+        ([0.2, 0.95, 0.6], "sft sums > base sums", None),
+        ([0.2, 0.95, 0.6], "sft sums = base sums", None),
+        ([0.9, 0.91, 0.92], "sft sums = base sums", False),
+        ([0.5, 0.51, 0.5], "sft sums = base sums", True),
+        ([0.2, 0.95, 0.6], "sft sums > 0.33", None),
+        ([0.9, 0.91, 0.92], "sft sums < 0.33", False),
+    ],
+)
+def test_what_a_wide_interval_can_not_tell_is_not_decided(values, claim, want):
+    rows = of_stages(base=[0.5, 0.51, 0.5], sft=values)
+    assert abilities.holds(rows, [claim]) is want, f"{claim} with {values} is not {want}"
+
+
+def test_a_result_that_a_source_allows_does_not_refute_it():
+    rows, claim = of_stages(base=[0.5, 0.51, 0.5], sft=[0.5, 0.51, 0.5]), ["sft sums > base sums"]
+    assert abilities.verdict(rows, claim, "") == "**did not hold**"
+    assert abilities.verdict(rows, claim, "too small") == "not decided: too small"
+    rows = of_stages(base=[0.5, 0.51, 0.5], sft=[0.9, 0.91, 0.92])
+    assert abilities.verdict(rows, claim, "too small") == "held", "a claim that held is not said so"
 
 
 @pytest.mark.parametrize("way", ["best of n", "PPO"])

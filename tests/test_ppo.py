@@ -23,6 +23,7 @@ from data import UserError
 from health import check_ratio
 from model import GPT, GPTConfig, ScalarGPT
 from ppo import (
+    STATS,
     ema_update,
     forward_logprobs,
     forward_values,
@@ -387,19 +388,26 @@ def test_statistics_of_an_update_follow_their_formulas():
     batch.logprobs = (forward_logprobs(policy, batch.tokens, mask) - offset).detach()
     batch.values = 0.6 * offset  # the critic says 0: differences of 0.06 and 0.3
     batch.advantages, batch.returns = torch.randn(2, *shape)
+    # the critic rose from −0.3; clipped it is −0.1, which is further from a return above −0.05
+    worse = batch.returns[mask] > -0.05
     config = SimpleNamespace(micro_batch_size=3, temperature=1.0, clip=0.2, value_clip=0.2)
     stats, largest = ppo_backward(policy, critic, batch, config)
-    ratio, share = offset[mask].exp(), (offset[mask] < 0).float().mean()
-    assert 0 < share < 1 and abs(largest - 0.5) < 1e-5
+    ratio, low = offset[mask].exp(), offset[mask] < 0
+    assert 0 < low.float().mean() < 1 and abs(largest - 0.5) < 1e-5
     expected = [
         policy_loss(batch.logprobs + offset, batch.logprobs, batch.advantages, mask),
         value_loss(torch.zeros(shape), batch.values, batch.returns, mask),
-        (ratio - 1 - offset[mask]).mean(),  # approximate KL
-        share,  # of ratios that are clipped
-        share,  # of values that are clipped
+        (offset[mask] ** 2).mean() / 2,  # TRL's approximate KL
+        (low & (batch.advantages[mask] < 0))
+        .float()
+        .mean(),  # a ratio of 0.61 is clipped, and counts
+        (low & worse).float().mean(),
         ratio.mean(),
+        (ratio - 1 - offset[mask]).mean(),  # CleanRL's approximate KL, k3
+        low.float().mean(),  # its share of ratios that are clipped
     ]
-    assert stats.tolist() == pytest.approx(torch.stack(expected).tolist(), abs=1e-5)
+    for name, have, want in zip(STATS, stats.tolist(), expected, strict=True):
+        assert have == pytest.approx(want.item(), abs=1e-5), f"{name} is not what its name says"
 
 
 def test_prompt_tokens_are_not_trained_on():
