@@ -66,21 +66,29 @@ def examples(folder):
     return {row.get("kind", "other"): row["prompt"] for row in rows if not row.get("unseen")}
 
 
-def reply(model, ids, vocab, options):
-    """Print an answer token by token; returns its text."""
-    response, printed = [], ""
+def pieces(model, ids, vocab, options):
+    """Yield an answer's text piece by piece, a token each."""
+    response, seen = [], ""
     for _, (token,) in sampling.stream(model, [ids], **options):
         response.append(token)
         text = vocab.decode(response)
         if not text.endswith("\ufffd"):      # else its last letter lacks bytes: wait for them
-            print(text[len(printed):], end="", flush=True)
-            printed = text
+            yield text[len(seen):]
+            seen = text
+
+
+def reply(model, ids, vocab, options):
+    """Print an answer token by token; returns its text."""
+    answer = ""
+    for piece in pieces(model, ids, vocab, options):
+        print(piece, end="", flush=True)
+        answer += piece
     print()
-    return vocab.decode(response).strip()
+    return answer.strip()
 
 
 def best_reply(model, reward_model, results, ids, vocab, n, options):
-    """Print the best of n answers by the reward model, and its score; returns its text.
+    """The best of n answers by the reward model → its text, with its score and the others'.
 
     results: the reward model's, for PPO's rule on a missing EOS.
     """
@@ -89,10 +97,8 @@ def best_reply(model, reward_model, results, ids, vocab, n, options):
     scores = penalize_missing_eos(reward_scores(reward_model, rollout, n), rollout.has_eos,
                                   results["score_mean"], results["score_std"])
     best = scores.argmax().item()
-    answer = vocab.decode(responses[best]).strip()
-    print(f"{answer}   [{scores[best]:.2f}; the {n} from {scores.min():.2f}, "
-          f"mean {scores.mean():.2f}]")
-    return answer
+    return vocab.decode(responses[best]).strip(), (
+        f"[{scores[best]:.2f}; the {n} from {scores.min():.2f}, mean {scores.mean():.2f}]")
 
 
 def load_models(config, vocab):
@@ -141,7 +147,9 @@ def main():
                 print(f"(too long: the first {len(turns) - len(seen)} messages are no longer read)")
             print(f"{stage:9s}" if len(models) > 1 else "", end="", flush=True)
             if reward_model:
-                text = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
+                text, scores = best_reply(model, reward_model, results, ids, vocab, config.best_of,
+                                          options)
+                print(f"{text}   {scores}")
             else:
                 text = reply(model, ids, vocab, options)
             history[stage] = turns + [{"role": "assistant", "content": text}]
