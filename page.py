@@ -60,6 +60,7 @@ class Site:
         self.vocab, self.lock = Vocab(self.folder), threading.Lock()
         self.loaded, self.stamp, self.waiting = {}, None, {}
         self.rankings = os.path.join(self.folder, "comparisons.jsonl")
+        self.examples = sorted(examples(self.folder).values(), key=len)[:6]
 
     def html(self):
         """The page, with the run as its files are now."""
@@ -67,7 +68,7 @@ class Site:
         flags = [f" --{name}={getattr(config, name)}" for name in ("data", "out", "size", "seed")
                  if name in config.given]
         live = {"stages": policies(config.out), "file": self.rankings, "flags": "".join(flags),
-                "examples": sorted(examples(self.folder).values(), key=len)[:6]}
+                "examples": self.examples}
         return to_html(run_data(config.out, config.round) | {"live": live})
 
     def models(self, stages, best_of=1):

@@ -38,9 +38,9 @@ def panels(log, reward=""):
             if any(key in row for row in log for key in lines)}
 
 
-def curve(log, x, key):
-    """A metric's points (x, y), POINTS at most; each is the mean of those that it stands for."""
-    points = [(row[x], row[key]) for row in log if key in row]
+def curve(log, key):
+    """A metric's points (step, y), POINTS at most; each is the mean of those it stands for."""
+    points = [(row["step"] + 1, row[key]) for row in log if key in row]
     size = -(-len(points) // POINTS)
     parts = [points[i:i + size] for i in range(0, len(points), size or 1)]
     return [[round(sum(values) / len(part), 5) for values in zip(*part)] for part in parts]
@@ -48,19 +48,18 @@ def curve(log, x, key):
 
 def curves(out, number, reward):
     """The figures of all stages: [{title, x, lines: [{label, points}]}], PPO's first."""
-    stages = [(in_round("ppo", number), "episode", lambda log: panels(log, reward))]
-    for name, title in [(in_round("reward", number), "reward model: ranking loss"),
-                        ("sft", "SFT: loss on responses"), ("pretrain", "pretraining: loss")]:
-        lines = {"loss": "training", "eval/loss": "", "eval/pretrain_loss": "held-out text"}
-        stages.append((name, "step", lambda log, title=title, lines=lines: {title: lines}))
-    found = []
-    for stage, x, panels_of in stages:
-        log = read_log(os.path.join(out, stage + ".jsonl"))
-        for title, lines in panels_of(log).items():
-            drawn = [{"label": label, "points": curve(log, x, key)} for key, label in lines.items()]
-            found.append({"title": title, "x": x + "s",
-                          "lines": [line for line in drawn if line["points"]]})
-    return [figure for figure in found if figure["lines"]]
+    def figure(title, x, lines, log):
+        drawn = [{"label": label, "points": curve(log, key)} for key, label in lines.items()]
+        return {"title": title, "x": x, "lines": [line for line in drawn if line["points"]]}
+    log = read_log(os.path.join(out, in_round("ppo", number) + ".jsonl"))
+    found = [figure(title, "iterations", lines, log)
+             for title, lines in panels(log, reward).items()]
+    for stage, title, heldout in [(in_round("reward", number), "reward model: loss", "eval/loss"),
+                                  ("sft", "SFT: loss on responses", "eval/loss"),
+                                  ("pretrain", "pretraining: loss", "eval/pretrain_loss")]:
+        lines = {"loss": "training", heldout: "held out"}
+        found.append(figure(title, "steps", lines, read_log(os.path.join(out, stage + ".jsonl"))))
+    return [picture for picture in found if picture["lines"]]
 
 
 def table(out, number):

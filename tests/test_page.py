@@ -321,13 +321,13 @@ def test_a_run_without_some_of_its_files_is_shown_as_far_as_it_is_there(tmp_path
     assert found["curves"] == [] and found["table"] is None and found["answers"] is None
     (tmp_path / "ppo.jsonl").write_text('{"step": 0, "episode": 8, "objective/kl": NaN}\n{"st')
     html = report.to_html(report.run_data(str(tmp_path)))
-    assert data_of(html)["curves"][0]["lines"][0]["points"] == [[8, None]], "NaN is not JSON"
+    assert data_of(html)["curves"][0]["lines"][0]["points"] == [[1, None]], "NaN is not JSON"
 
 
 def test_a_long_curve_is_thinned_to_means():
     log = [{"step": i, "loss": float(i)} for i in range(1000)]
-    points = report.curve(log, "step", "loss")
-    assert len(points) == 200 and points[0] == [2.0, 2.0] and points[-1] == [997.0, 997.0]
+    points = report.curve(log, "loss")
+    assert len(points) == 200 and points[0] == [3.0, 2.0] and points[-1] == [998.0, 997.0]
 
 
 def test_the_report_needs_no_server(whole, tmp_path):
@@ -387,5 +387,87 @@ def test_a_long_run_keeps_few_answers_and_one_that_goes_on_none_twice(
     monkeypatch.setattr(rollout, "KEPT", 2)
     out = parents_only("ppo", before, tmp_path / "out")
     (out / "ppo.answers.jsonl").write_text('{"step": 0}\n{"step": 2}\n{"step": 7}\n{"st')
-    run_little("ppo", data, out, "--iterations=4")
+    few = ["--iterations=4", "--episodes=2", "--minibatches=1", "--ppo_epochs=1"]
+    run_little("ppo", data, out, *few)
     assert [line["step"] for line in log_of(out, "ppo.answers")] == [0, 2]
+
+
+# ---- the page in a browser ----
+
+
+@pytest.fixture
+def browser_page(server):
+    """The page in headless Chromium, and what its console said."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    errors = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 400, "height": 800})
+        tab.set_default_timeout(20_000)
+        tab.on("pageerror", lambda e: errors.append(str(e)))
+        tab.on("console", lambda m: errors.append(m.text) if m.type == "error" else None)
+        tab.goto(f"http://127.0.0.1:{server.server_port}/")
+        yield tab
+        browser.close()
+    assert not errors, f"the page's script fails: {errors}"
+
+
+def test_a_person_looks_talks_and_ranks_in_a_browser(server, browser_page):
+    tab, path = browser_page, f"{server.site.config.out}/ppo.answers.jsonl"
+    lines = log_of(server.site.config.out, "ppo.answers")
+    for answer in lines[0]["answers"]:
+        answer["values"] = [0.5 for value in answer["values"]]
+    with open(path, "w") as f:
+        f.writelines(json.dumps(line) + "\n" for line in lines)
+    tab.reload()
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "400 pixels"
+
+    # the slider shows another iteration, the keyboard another token
+    assert tab.inner_text("#iteration") == "iteration 3 of 3"
+    tab.focus("#step")
+    tab.keyboard.press("Home")
+    assert tab.inner_text("#iteration") == "iteration 1 of 3 (SFT)"
+    numbers = tab.locator(".tokens span small")
+    assert set(numbers.all_inner_texts()) == {"0.00"}, "SFT's answers have a KL to SFT"
+    tab.check("input[value=values]")
+    assert set(numbers.all_inner_texts()) == {"+0.50"}
+    tab.locator(".tokens span").first.focus()
+    tab.keyboard.press("ArrowRight")
+    second = tab.locator(".tokens").first.locator("span").nth(1)
+    assert tab.inner_text("#about") == second.get_attribute("data-about")
+
+    # what a model writes is text
+    evil = iter([EVIL])
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(page, "pieces", lambda *a: evil)
+        tab.click("nav [data-part=talk]")
+        tab.uncheck("#talk input[value=pretrain]")
+        tab.uncheck("#talk input[value=ppo]")
+        tab.fill("#message", "Hi.")
+        tab.keyboard.press("Enter")
+        tab.locator("#said-sft .assistant small").wait_for(state="attached")
+        tab.locator("#stop").wait_for(state="hidden")
+    assert tab.inner_text("#said-sft .assistant").strip() == EVIL
+    assert tab.locator("#said-sft img, #said-sft script").count() == 0
+    tab.reload()
+    assert "Hi." in tab.inner_text("#said-sft"), "a reload forgets the conversation"
+
+    # an order by the keyboard, saved before the next prompt shows
+    tab.click("nav [data-part=rank]")
+    tab.fill("#many", "3")
+    tab.click("#begin")
+    before = tab.inner_text("#prompt"), tab.locator("#choices li").count()
+    assert before[1] == 3
+    tab.locator("#choices li").nth(2).get_by_text("↑").press("Enter")
+    tab.locator("#choices li").nth(1).get_by_text("=").press("Enter")
+    assert tab.input_value("#order") == "1 = 3 > 2"
+    shown = tab.locator("#choices .text").all_inner_texts()
+    tab.click("#decide .main")
+    tab.get_by_text("1 of your rankings").wait_for()
+    (row,) = read_jsonl(server.site.rankings, ["responses", "ranks"])
+    assert [row["ranks"][row["responses"].index(text)] for text in shown] == [1, 1, 3]
+    assert tab.inner_text("#prompt") != before[0]
+    assert "reward.py --sources=file --fresh" in tab.inner_text("#train")
