@@ -199,7 +199,7 @@ LAYERS = ["data", "model", "plumbing", "common", "stages", "scripts"]
 
 def layer(path):
     """The layer of a file. Scripts stand above all stages: nothing below imports them."""
-    if path == "data/label.py" or makes_data(path):
+    if path in ("data/label.py", "page.py") or makes_data(path):
         return "scripts"
     for name in ("data", "plumbing"):
         if path.startswith(name + "/"):
