@@ -4,10 +4,8 @@ Look at a run, talk to its models and rank their answers in a browser.
     python page.py                          # then open http://127.0.0.1:8000
     python page.py --save=report.html       # the run alone, as one file that needs no server
 
-Three parts: the run (report.py), talk (any stages side by side, as chat.py), and rank (the answers
-and the file of data/label.py). The page is plumbing/page.html. It asks by POST, in JSON, and is
-answered by lines of JSON. Only this computer reaches the server, and what other pages in the same
-browser ask is refused.
+The run is report.py's, talk is chat.py's, rankings are those of data/label.py. plumbing/page.html
+asks by POST, in JSON, and is answered by lines of JSON. Nobody but this page may ask.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
 import contextlib
@@ -51,7 +49,6 @@ def number(ask, name, kind, within):
 class Site:
     """What the page can ask for: `talk`, `next` and `rank` take a request, and return its answers.
     All are dictionaries. A UserError is what a person should read.
-
     It keeps networks, and the prompts that are being ranked; a tab keeps its own conversation.
     """
 
@@ -64,10 +61,9 @@ class Site:
 
     def html(self):
         """The page, with the run as its files are now."""
-        config = self.config
-        flags = [f" --{name}={getattr(config, name)}" for name in ("data", "out", "size", "seed")
-                 if name in config.given]
-        live = {"stages": policies(config.out), "file": self.rankings, "flags": "".join(flags),
+        config, own = self.config, {"port", "save", "round"}
+        flags = "".join(f" --{name}={getattr(config, name)}" for name in sorted(config.given - own))
+        live = {"stages": policies(config.out), "file": self.rankings, "flags": flags,
                 "examples": self.examples}
         return to_html(run_data(config.out, config.round) | {"live": live})
 
@@ -78,7 +74,8 @@ class Site:
         config = SimpleNamespace(**vars(self.config), stage=",".join(map(str, stages)),
                                  best_of=best_of)
         with self.lock, os.scandir(config.out) as files:
-            stamp = sorted((f.name, f.stat().st_mtime_ns) for f in files if f.name.endswith(".pt"))
+            stamp = sorted((f.name, f.stat().st_mtime_ns) for f in files
+                           if f.name.endswith(".pt") and ".resume." not in f.name)
             if stamp != self.stamp or len(self.loaded) > 4:
                 self.loaded, self.stamp = {}, stamp
             key = config.stage, best_of > 1
@@ -100,7 +97,7 @@ class Site:
         models, *judge = self.models(list(said), n)
         longest, seed, streams = self.config.max_new_tokens, time.time_ns(), {}
         for stage, model in models.items():
-            check_prompt(said[stage], "this conversation")
+            check_prompt(said.get(stage), "this conversation")
             seen = fit(turns_of(said[stage]), self.vocab, model.config.block_size - longest)
             cut = len(turns_of(said[stage])) - len(seen)
             options = dict(max_new_tokens=longest, temperature=temperature, eos=self.vocab.eos,
@@ -176,13 +173,13 @@ def in_turn(streams):
 class Handler(BaseHTTPRequestHandler):
     """HTTP for a Site: GET / is the page; POST /talk, /next and /rank are its methods."""
 
-    timeout = 30                        # seconds without a byte from the browser
-    disable_nagle_algorithm = True      # else a token may wait for the one before it
+    timeout, disable_nagle_algorithm = 30, True     # seconds of silence; tokens don't wait
 
     def refusal(self):
         """Why a request is not answered: (status, sentence), or None."""
         here = [f"{name}:{self.server.server_port}" for name in ("127.0.0.1", "localhost")]
-        host, headers, length = self.headers["Host"], self.headers, self.headers["Content-Length"]
+        headers, host = self.headers, self.headers["Host"]
+        length = headers.get("Content-Length", "")
         if host not in here:        # a foreign name that leads here
             return 403, "this server answers to 127.0.0.1 and localhost alone"
         if self.command == "POST" and (
@@ -192,7 +189,7 @@ class Handler(BaseHTTPRequestHandler):
             return 403, "only this server's own page may ask, and in JSON"
         if self.path not in {"GET": ["/"], "POST": ["/talk", "/next", "/rank"]}[self.command]:
             return 404, "there are GET / and POST /talk, /next and /rank"
-        if self.command == "POST" and not ((length or "").isdecimal() and int(length) <= LONGEST):
+        if self.command == "POST" and not (length.isdecimal() and int(length[:9]) <= LONGEST):
             return 413, f"a request must give its length, {LONGEST:,} bytes at most"
 
     def start(self, status, kind):
@@ -249,6 +246,8 @@ def serve(config):
 
 def main():
     config = parse(Config, __doc__)
+    if not os.path.isdir(config.out):
+        raise UserError(f"--out={config.out} is no folder: python ppo.py makes one, with a run")
     if config.save:
         save_report(config.save, config.out, config.round)
         return print(f"wrote {config.save}")
