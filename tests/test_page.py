@@ -269,10 +269,10 @@ def test_a_ranking_is_on_the_disk_before_the_next_prompt_and_once(server):
     path = server.site.rankings
     status, ((found),) = ask(server, "/rank", {"ticket": task["ticket"], "order": "2 > 9"})
     assert status == 400 and "no answer '9'" in found["error"]
-    right = {"ticket": task["ticket"], "order": "2 > 1 = 3"}
+    right = {"ticket": task["ticket"], "order": "2 > 1 > 3"}
     assert ask(server, "/rank", right) == (200, [{"saved": True}])
     (row,) = read_jsonl(path, ["prompt", "responses", "ranks"])
-    assert [row["ranks"][row["responses"].index(x)] for x in task["answers"]] == [2, 1, 2], (
+    assert [row["ranks"][row["responses"].index(x)] for x in task["answers"]] == [2, 1, 3], (
         "the ranks are not those of the answers as they were shown"
     )
     status, ((found),) = ask(server, "/rank", right)
