@@ -66,21 +66,29 @@ def examples(folder):
     return {row.get("kind", "other"): row["prompt"] for row in rows if not row.get("unseen")}
 
 
-def reply(model, ids, vocab, options):
-    """Print an answer token by token; returns its tokens."""
-    response, printed = [], ""
+def pieces(model, ids, vocab, options):
+    """Yield an answer token by token, each with the text that it adds."""
+    response, seen = [], ""
     for _, (token,) in sampling.stream(model, [ids], **options):
         response.append(token)
         text = vocab.decode(response)
-        if not text.endswith("\ufffd"):      # else its last letter lacks bytes: wait for them
-            print(text[len(printed):], end="", flush=True)
-            printed = text
+        text = seen if text.endswith("\ufffd") else text     # its last letter lacks bytes: wait
+        yield token, text[len(seen):]
+        seen = text
+
+
+def reply(model, ids, vocab, options):
+    """Print an answer token by token; returns its tokens."""
+    response = []
+    for token, piece in pieces(model, ids, vocab, options):
+        print(piece, end="", flush=True)
+        response.append(token)
     print()
     return response
 
 
 def best_reply(model, reward_model, results, ids, vocab, n, options):
-    """Print the best of n answers by the reward model, and its score; returns its tokens.
+    """The best of n answers by the reward model → its tokens, its score beside the others'.
 
     results: the reward model's, for PPO's rule on a missing EOS.
     """
@@ -89,9 +97,8 @@ def best_reply(model, reward_model, results, ids, vocab, n, options):
     scores = penalize_missing_eos(reward_scores(reward_model, rollout, n), rollout.has_eos,
                                   results["score_mean"], results["score_std"])
     best = scores.argmax().item()
-    print(f"{vocab.decode(responses[best]).strip()}   [{scores[best]:.2f}; the {n} from "
-          f"{scores.min():.2f}, mean {scores.mean():.2f}]")
-    return responses[best]
+    return responses[best], (f"[{scores[best]:.2f}; the {n} from {scores.min():.2f}, "
+                             f"mean {scores.mean():.2f}]")
 
 
 def load_models(config, vocab):
@@ -135,7 +142,9 @@ def main():
                 print(f"(too long: the first {len(turns) - len(seen)} messages are no longer read)")
             print(f"{stage:9s}" if len(models) > 1 else "", end="", flush=True)
             if reward_model:
-                new = best_reply(model, reward_model, results, ids, vocab, config.best_of, options)
+                new, scores = best_reply(model, reward_model, results, ids, vocab, config.best_of,
+                                         options)
+                print(f"{vocab.decode(new).strip()}   {scores}")
             else:
                 new = reply(model, ids, vocab, options)
             last[:] = stage, seen, new

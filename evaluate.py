@@ -1,7 +1,7 @@
 """
 What a run ends with: the table of all stages, answers side by side, and the curves.
 
-    python evaluate.py                   # of out/village; writes summary.json and curves.png
+    python evaluate.py           # of out/village; writes summary.json, curves.png and report.html
     python evaluate.py --stages=sft,ppo --prompts=300
     python evaluate.py --best_of=16      # and what the reward model picks of 16 SFT answers
     python evaluate.py --stages=pretrain,sft,ppo,ppo-2   # two rounds: summary-2.json, …
@@ -31,6 +31,7 @@ from plumbing.command_line import Common, entry, flag, parse
 from plumbing.run import open_run, read_log, run_stage
 from plumbing.stages import POLICY, in_round, round_of, rounds_before
 from ppo import penalize_missing_eos, rollout_logprobs
+from report import panels, save_report
 from rollout import Rollout, scorer
 
 
@@ -182,24 +183,10 @@ def draw_curves(log, path, reward=""):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    scores = {"reward-model score": {"objective/scores": "rollouts", "eval/score": "held out"}}
-    if reward:
-        scores = {"score, rollouts; SFT's have mean 0, spread 1": {"objective/scores": ""},
-                  f"{reward}, held-out prompts": {"eval/score": ""}}
-    panels = scores | {
-        "gold score, held-out prompts": {"eval/gold": ""},
-        "KL to SFT, nats an answer": {"objective/kl": "k1", "objective/kl_k3": "k3"},
-        "entropy, nats an answer": {"objective/entropy": ""},
-        "share of ratios clipped": {"policy/clipfrac_avg": ""},
-        "response length, tokens": {"response/length": ""},
-        "loss on pretraining text, nats a token": {"loss/ptx_avg": "ptx batches",
-                                                   "eval/pretrain_loss": "held out"},
-        "explained variance of the critic": {"val/explained_variance": ""}}
-    panels = {title: lines for title, lines in panels.items()
-              if any(key in row for row in log for key in lines)}
-    columns = -(-len(panels) // 2)
+    shown = panels(log, reward)
+    columns = -(-len(shown) // 2)
     figure, axes = plt.subplots(2, columns, figsize=(4 * columns, 6.4), constrained_layout=True)
-    for ax, (title, lines) in zip(axes.flat, panels.items()):
+    for ax, (title, lines) in zip(axes.flat, shown.items()):
         for key, label in lines.items():
             points = [(row["episode"], row[key]) for row in log if key in row]
             ax.plot(*zip(*points), label=label, marker="." if key.startswith("eval") else None)
@@ -208,7 +195,7 @@ def draw_curves(log, path, reward=""):
         ax.grid(alpha=0.3)
         if len(lines) > 1:
             ax.legend(fontsize=8)
-    for ax in axes.flat[len(panels):]:
+    for ax in axes.flat[len(shown):]:
         ax.axis("off")
     with replacing(path, "wb") as f:
         figure.savefig(f, format="png", dpi=110)
@@ -294,7 +281,7 @@ def main():
 
 
 def write_results(summary, number, run):
-    """Write summary.json and curves.png into OUT; number: of the round."""
+    """Write summary.json, curves.png and report.html into OUT; number: of the round."""
     config, seconds = run.config, {}
     for stage in ["pretrain", "sft", *rounds_before(number + 1)]:
         path = os.path.join(config.out, stage + ".pt")
@@ -305,13 +292,15 @@ def write_results(summary, number, run):
     with replacing(path) as f:
         json.dump(summary, f, indent=1)
     figure = os.path.join(config.out, in_round("curves", number) + ".png")
+    report = os.path.join(config.out, in_round("report", number) + ".html")
     log = read_log(os.path.join(config.out, in_round("ppo", number) + ".jsonl"))
     if log:
         draw_curves(log, figure, config.reward)
+        save_report(report, config.out, number)
     else:
         print(f"\nno curves: {config.out} has no log of {in_round('ppo', number)}")
     each = ", ".join(f"{stage} {t:.0f} s" for stage, t in seconds.items())
-    files = f"{path} and {figure}" if log else path
+    files = f"{path}, {figure} and {report}" if log else path
     print(f"\nwrote {files}; {each}, {sum(seconds.values()) / 60:.1f} minutes in all")
 
 

@@ -39,7 +39,7 @@ from plumbing.processes import all_reduce
 from plumbing.run import eval_line, evaluate_run, open_run, progress_bar
 from plumbing.stages import in_round, policy_before, rounds_before
 from pretrain import lm_backward
-from rollout import first_state, in_chunks, read_prompts, sample_rollout, scorer
+from rollout import first_state, in_chunks, log_answers, read_prompts, sample_rollout, scorer
 
 
 @dataclass
@@ -290,8 +290,7 @@ def main():
                  critic_optimizer=critic_optimizer, state=state)
     first = run.resume(**saved)
     print(f"{len(prompts):,} prompts, {config.iterations} iterations of {config.episodes} episodes")
-    progress = progress_bar(config.iterations, first, "ppo")
-    for iteration in progress:
+    for iteration in (progress := progress_bar(config.iterations, first, "ppo")):
         timed = Timer(run.device)
         beta, stats = state["beta"], []
         factor = min(1.0, 0.1 + 0.9 * iteration / config.warmup) if config.warmup else 1.0
@@ -313,6 +312,8 @@ def main():
                 model, rollout, chunk_size, config.temperature) for model in (policy, reference))
             rollout.values = in_chunks(lambda chunk: forward_values(
                 critic, chunk.tokens, first_state(chunk.mask)), rollout, chunk_size)
+        log_answers(iteration, heldout_rows, policy, reference, critic, score, beta, run,
+                    rollout_logprobs, forward_values)
 
         # 4. rewards and advantages; returns come before whitening
         rewards = kl_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, beta)

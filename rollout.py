@@ -2,6 +2,7 @@
 Prompts with sampled answers, and what the networks say about them. PPO, evaluate.py and chat.py
 use this.
 """
+import json
 import os
 from dataclasses import dataclass
 
@@ -9,10 +10,11 @@ import torch
 
 import sampling
 from common import by_length, generator, pad, response_mask, round_up
-from data import read_heldout, read_jsonl
+from data import load_judge, meaning_of, read_heldout, read_jsonl, replacing
 from model import at_last_token
 from plumbing.device import to_device
-from plumbing.processes import all_gather, all_reduce, shard
+from plumbing.processes import RANK, all_gather, all_reduce, shard
+from plumbing.run import read_log
 
 
 @dataclass
@@ -110,3 +112,41 @@ def scorer(run, reward_model, reward_fn, size):
         scores = all_gather([reward_fn(row["prompt"], text) for row, text in texts])
         return torch.tensor(scores, device=run.device)
     return raw_scores
+
+
+WATCHED, KEPT = 16, 60      # held-out prompts whose answers are logged, and iterations at most
+
+
+def log_answers(iteration, rows, policy, reference, critic, score, beta, run, rollout_logprobs,
+                forward_values):
+    """Add to OUT/ppo.answers.jsonl how the same prompts are answered by now; page.py shows it.
+
+    A line holds what the networks of this iteration's rollout say of each token, and what it takes
+    to make advantages of it. Nothing of it enters training: the noise is the same each time, from
+    a generator of its own. The two functions are ppo.py's.
+    """
+    config, vocab, rows = run.config, run.vocab, rows[:WATCHED]
+    if iteration % -(-config.iterations // KEPT):
+        return
+    prompts, judge = [vocab.prompt(row["prompt"]) for row in rows], load_judge(run.folder)
+    rollout = sample_rollout(policy, prompts, config, vocab, generator(config.seed, "watched"))
+    scores = score(rollout, rows).tolist()
+    tokens = {"logprobs": rollout_logprobs(policy, rollout, WATCHED, config.temperature),
+              "ref_logprobs": rollout_logprobs(reference, rollout, WATCHED, config.temperature),
+              "values": in_chunks(lambda chunk: forward_values(
+                  critic, chunk.tokens, first_state(chunk.mask)), rollout, WATCHED)}
+    answers = []
+    for i, (row, text, mask) in enumerate(zip(rows, rollout.texts(vocab), rollout.mask)):
+        answers.append({
+            "prompt": row["prompt"], "score": round(scores[i], 3),
+            "gold": judge and round(judge.gold(meaning_of(row), text)["gold"], 3),
+            "tokens": [vocab.encoding.decode([t]) for t in rollout.tokens[i][mask].tolist()],
+            **{name: [round(n, 3) for n in x[i][mask].tolist()] for name, x in tokens.items()}})
+    path = run.log_path.removesuffix(".jsonl") + ".answers.jsonl"
+    lines = [line for line in read_log(path) if line["step"] < iteration]    # if it goes on
+    lines.append({"step": iteration, "iterations": config.iterations, "beta": beta,
+                  "gamma": config.gamma, "lam": config.lam, "reward": config.reward,
+                  "answers": answers})
+    if not RANK:
+        with replacing(path) as f:
+            f.writelines(json.dumps(line) + "\n" for line in lines)

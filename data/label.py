@@ -131,6 +131,43 @@ def ask(title, prompt, answers):
     return "q" if line is None else line
 
 
+def sample_different(models, prompt, number, vocab, config):
+    """Different answers to a prompt (token list), config.answers at most → texts.
+
+    Noise of the prompt's own, by its number, makes them the same for every labeler.
+    """
+    texts = []
+    for n in range(config.answers):
+        answer, = sampling.generate(
+            models[n % len(models)], [prompt], config.max_new_tokens, config.temperature,
+            eos=vocab.eos, generator=generator(config.seed, "answer", number, n))
+        texts.append(vocab.decode(answer))
+    return list(dict.fromkeys(texts))
+
+
+def shown_to(labeler, number, responses):
+    """The answers in an order of each labeler's own: the first one must not have an advantage."""
+    return random.Random(f"{labeler} {number}").sample(responses, len(responses))
+
+
+def save_ranking(path, prompt, responses, shown, order, labeler):
+    """Add a labeler's order of the answers shown, such as `2 > 1 = 3`, to the file → the row.
+
+    Raises ValueError with what is wrong with the order.
+    """
+    rank_of = dict(zip(shown, read_order(order, len(shown))))
+    row = {"prompt": prompt, "responses": responses,
+           "ranks": [rank_of[response] for response in responses], "labeler": labeler}
+    append(path, row)
+    return row
+
+
+def read_rankings(path):
+    """The rows of a file of rankings that name their labeler; none if there is no file yet."""
+    rows = read_jsonl(path, ["prompt", "responses|chosen"]) if os.path.exists(path) else []
+    return [row for row in rows if "labeler" in row and "responses" in row]
+
+
 def rank_prompts(prompts, order, answers_to, rows, path, labeler):
     """Ask for rankings, and keep them in `rows` and in the file.
 
@@ -144,8 +181,7 @@ def rank_prompts(prompts, order, answers_to, rows, path, labeler):
         if len(responses) < 2:
             i += 1
             continue
-        # an order of each labeler's own: the first answer shown must not have an advantage
-        shown = random.Random(f"{labeler} {order[i]}").sample(responses, len(responses))
+        shown = shown_to(labeler, order[i], responses)
         line = ask(f"[{i + 1}/{len(order)}]", prompt, shown)
         if line == "q":
             return
@@ -160,13 +196,10 @@ def rank_prompts(prompts, order, answers_to, rows, path, labeler):
             print("there is nothing to take back")
         else:
             try:
-                rank_of = dict(zip(shown, read_order(line, len(responses))))
+                row = save_ranking(path, prompt, responses, shown, line, labeler)
             except ValueError as e:
                 print(e)
                 continue
-            row = {"prompt": prompt, "responses": responses,
-                   "ranks": [rank_of[response] for response in responses], "labeler": labeler}
-            append(path, row)
             rows.append(row)
             new.append((i, row))
             i += 1
@@ -192,20 +225,11 @@ def main():
     check_room(prompts_path, [rows[i] for i in order.tolist()], vocab, room)
 
     def answers_to(number):
-        """Different answers. Noise of the prompt's own makes them the same for every labeler."""
-        texts = []
-        for n in range(config.answers):
-            answer, = sampling.generate(
-                models[n % len(models)], [vocab.prompt(prompts[number])], config.max_new_tokens,
-                config.temperature, eos=vocab.eos,
-                generator=generator(config.seed, "answer", number, n))
-            texts.append(vocab.decode(answer))
-        return list(dict.fromkeys(texts))
+        return sample_different(models, vocab.prompt(prompts[number]), number, vocab, config)
 
     path = config.file or os.path.join(folder, "comparisons.jsonl")
     check_writable(path)
-    rankings = read_jsonl(path, ["prompt", "responses|chosen"]) if os.path.exists(path) else []
-    rankings = [row for row in rankings if "labeler" in row and "responses" in row]
+    rankings = read_rankings(path)
     instructions = __doc__.split("\n\n")[2]
     print(f"{instructions}\n\nRankings go to {path}, as {config.labeler}'s.")
     rank_prompts(prompts, order.tolist(), answers_to, rankings, path, config.labeler)

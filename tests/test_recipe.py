@@ -664,6 +664,7 @@ def spied(little, tmp_path, monkeypatch):
             for name in names:
                 m.setattr(ppo, name, spy(name, getattr(ppo, name)))
             m.setattr(health, "sample_rollout", ppo.sample_rollout)
+            m.setattr(ppo, "log_answers", lambda *a: None)
             m.setattr(Text, "loss", spy("loss", Text.loss))
             out = parents_only("ppo", before, tmp_path / ("out" + "".join(flags).replace("/", "")))
             run_little("ppo", data, out, *flags)
