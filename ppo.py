@@ -228,8 +228,7 @@ def ptx_backward(policy, text, n_windows, rng, config):
     """Add the gradient of γ × lm_loss on windows of pretraining text (eq. 2) → the loss."""
     if not config.ptx_coef:
         return torch.zeros((), device=policy.device)
-    windows = text.batch(n_windows, rng)
-    return lm_backward(policy, windows, config.micro_batch_size, config.ptx_coef)
+    return lm_backward(policy, text.batch(n_windows, rng), config.micro_batch_size, config.ptx_coef)
 
 
 # ---- the run

@@ -142,7 +142,7 @@ def main():
         lib.line(ax, f"{ask}, {when}", labels, found)
         print("  share of the way from random to the hidden reward, by seed:",
               [[f"{(x - chance) / (best - chance):.2f}" for x in of_n] for of_n in found])
-    ax.set(xscale="log", xlabel="choices", ylabel="hidden return", title="reward learnt from choices")
+    ax.set(xscale="log", xlabel="choices", ylabel="hidden return", title="rewards from choices")
     lib.save(args, fig, "rlhf_2017")
 
 
