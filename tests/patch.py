@@ -225,9 +225,10 @@ def patched(name, old, new, root=ROOT):
     """→ (file, its code with the change). Raises Misfit, which says why, if it does not fit."""
     found = find(name, root)
     tree = ast.parse(found.text)
-    replace(found.node(tree), old, new)
+    replace(node := found.node(tree), old, new)
     try:
-        compile(ast.fix_missing_locations(tree), found.file, "exec")
+        ast.fix_missing_locations(node)
+        compile(tree, found.file, "exec")
     except (TypeError, ValueError, SyntaxError):
         raise Misfit(f"{new!r} can't stand there") from None
     return found.file, ast.unparse(tree) + "\n"
