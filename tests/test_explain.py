@@ -6,6 +6,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import explain
 import ppo
@@ -126,8 +127,9 @@ def test_the_clip_holds_only_tokens_that_went_where_the_advantage_says(shown):
 
 
 @pytest.mark.parametrize("prompt", [QUESTION, TURNS], ids=["question", "conversation"])
-def test_every_number_by_hand_is_the_tables(loop, little, prompt, capsys):
+def test_every_number_by_hand_is_the_tables(loop, little, prompt, capsys, monkeypatch):
     vocab = vocab_of(little)
+    monkeypatch.setattr(explain, "reward_scores", lambda *args: torch.full((16,), 0.7))
     explain.explain(config_of(loop, little), vocab, "ppo", prompt, vocab.response("A cat."))
     said = capsys.readouterr().out
     assert vocab.encoding.decode(vocab.prompt(prompt)) in said, "the conversation is not whole"
