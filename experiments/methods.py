@@ -332,6 +332,7 @@ def draw(args, name, ways, rows):
         ax.errorbar(x, y, y_half, x_half, label=way, **look)
     best = max(ends, key=lambda way: ends[way][0])
     ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=-0.05)
     ax.set_xticks(ticks := [0, 0.25, 0.5, 0.75, 1, 2], ticks)
     ax.set_xlabel("KL to SFT, nats an answer (of best of n: its bound)")
     ax.set_ylabel("gold score")
