@@ -285,8 +285,8 @@ def make_base(args):
 
 
 def main():
-    flag = {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"}
-    args = lib.arguments(__doc__, 5, ("--size", flag))
+    size = ("--size", {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"})
+    args = lib.arguments(__doc__, 5, size)
     if args.size == "micro":
         args.base = "out/sizes/micro/pretrain.pt"
     name = "methods" if args.size == "micro" else "methods_tiny"
