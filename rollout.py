@@ -114,7 +114,7 @@ def scorer(run, reward_model, reward_fn, size):
     return raw_scores
 
 
-WATCHED, KEPT = 16, 60      # held-out prompts whose answers are logged, and iterations at most
+WATCHED, KEPT = 16, 20      # held-out prompts whose answers are logged, and iterations at most
 
 
 def log_answers(iteration, rows, policy, reference, critic, score, beta, run, rollout_logprobs,
