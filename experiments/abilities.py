@@ -547,9 +547,8 @@ ROWS = [
     ),
 ]
 VERDICTS = {True: "held", False: "**did not hold**", None: "not decided"}
-SMALL = (
-    0.05  # a difference below it is none: of shares, and more than enough for losses and lengths
-)
+# a difference below it is none: of shares, and more than enough for losses and lengths
+SMALL = 0.05
 DIGITS = {"length": 1, "loss": 3}
 
 
