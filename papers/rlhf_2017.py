@@ -115,8 +115,8 @@ def job(quick, seed, labels, ask, when):
     rollouts, past, source = 3 if quick else ROLLOUTS, [], lambda steps: steps.rewards
     if labels:
         source = Predictors(seed, labels, ask, when, rollouts)
-        env, seen = lib.environment("Acrobot-v1", 64, seed, fixed_length)
-        source(lib.rollout(env, seen, lib.at_random(3), LENGTH, source.rng)[0], learn=1000)
+        env, x = lib.environment("Acrobot-v1", 4 if quick else 64, seed, fixed_length)
+        source(lib.rollout(env, x, lib.at_random(3), LENGTH, source.rng)[0], 3 if quick else 1000)
     def rewards(steps):         # mean 0, spread 1 over all rollouts so far: a steady scale
         past.append(source(steps))
         return (past[-1] - torch.stack(past).mean()) / torch.stack(past).std()
