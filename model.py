@@ -242,9 +242,9 @@ class ScalarGPT(Trunk):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(()))      # subtracted, see reward.py
 
-    def forward(self, tokens, wanted=None):
+    def forward(self, tokens, wanted=None, positions=None, attn_mask=None):
         """tokens (B, T) → (B, T) float32: of the sequence up to each token; 0 if not wanted."""
-        x = self.hidden(tokens, wanted)
+        x = self.hidden(tokens, wanted, positions, None, attn_mask)
         with torch.autocast(x.device.type, enabled=False):      # in bf16 many scores would tie
             x = self.head(x.float()).squeeze(-1) - self.shift
         return x if wanted is None else x.new_zeros(tokens.shape).masked_scatter(wanted, x)
