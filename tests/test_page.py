@@ -488,3 +488,34 @@ def test_a_person_looks_talks_and_ranks_in_a_browser(server, browser_page):
     assert [row["ranks"][row["responses"].index(text)] for text in shown] == [1, 1, 3]
     assert tab.inner_text("#prompt") != before
     assert "reward.py --sources=file --fresh" in tab.inner_text("#train")
+
+
+def test_an_order_that_is_dragged_in_a_browser_is_the_one_that_is_saved(server, browser_page):
+    tab = browser_page
+
+    def drag(name, to, below):
+        """Hold answer `name` over the lower, or the upper, half of answer `to`, and let go."""
+        boxes = [tab.locator(f"#choice-{x}").bounding_box() for x in (name, to)]
+        (x, y), (to_x, to_y) = ((box["x"] + 30, box["y"] + box["height"] / 2) for box in boxes)
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(to_x, to_y + (8 if below else -8), steps=8)
+        tab.mouse.up()
+        return tab.input_value("#order")
+
+    tab.click("nav [data-part=rank]")
+    tab.fill("#many", "3")
+    tab.click("#begin")
+    tab.locator("#choices li").nth(2).wait_for()
+    tab.locator("#decide").scroll_into_view_if_needed()
+    shown = tab.locator("#choices .text").all_inner_texts()
+    assert drag(3, 1, below=False) == "3 > 1 > 2", "dragging up does not change the order"
+    assert drag(3, 2, below=True) == "1 > 2 > 3", "dragging down does not change the order"
+    tab.locator("#choice-3").get_by_text("=").click()
+    assert drag(1, 3, below=True) == "2 = 3 > 1", "a tie is lost"
+    assert drag(3, 2, below=False) == "3 > 2 > 1"
+    assert drag(1, 3, below=False) == "1 > 3 > 2", "the first answer was on a par with nothing"
+    tab.click("#decide .main")
+    tab.get_by_text("1 of your rankings").wait_for()
+    (row,) = read_jsonl(server.site.rankings, ["responses", "ranks"])
+    assert [row["ranks"][row["responses"].index(text)] for text in shown] == [1, 3, 2]
