@@ -229,8 +229,8 @@ def read(path):
 def files_of_tests(folder):
     """{name of a test: its file}."""
     names = [f for f in sorted(os.listdir(folder)) if f.startswith("test_") and f.endswith(".py")]
-    trees = {f: ast.parse(read(os.path.join(folder, f))) for f in names}
-    return {n.name: f for f, tree in trees.items() for n in tree.body if hasattr(n, "name")}
+    texts = {f: read(os.path.join(folder, f)) for f in names}
+    return {name: f for f, text in texts.items() for name in re.findall(r"^def (\w+)", text, re.M)}
 
 
 # ---- what is not written yet ----

@@ -8,6 +8,7 @@ around it stay, or they would show where it is.
 import ast
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import random
@@ -165,6 +166,7 @@ def heads(statements):
     return ast.unparse(ast.Module(statements, []))
 
 
+@functools.cache
 def put(text, number, plant):
     """Plant a bug in a file's text → text, lines, Bug. Raises Misfit if it can't be taken out."""
     tree = ast.parse(text)
@@ -185,7 +187,7 @@ def taken_out(text, bug):
     """The tree of a text without a bug. Raises Misfit if it is not there, or changed."""
     tree = ast.parse(text)
     patch.replace(tree, bug.sick, bug.healthy)
-    return ast.parse(ast.unparse(ast.fix_missing_locations(tree)))
+    return ast.fix_missing_locations(tree)
 
 
 def near(lines, others):
