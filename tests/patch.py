@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CORE = ("*.py", "plumbing/*.py", "data/**/*.py", "papers/*.py")
-EXPERIMENTS = ("experiments/*.py",)
+EXPERIMENTS = ("experiments/*.py", "course/[!s]*.py")  # slow.py has the names of the maths
 HOLE = "___"
 BLOCKS = ("body", "orelse", "finalbody")  # fields of a tree that hold statements
 
@@ -100,7 +100,7 @@ def sources(patterns, root, reader):
 def find(name, root=ROOT):
     """The one function (class, constant) whose dotted name ends so → Found
 
-    experiments/ is searched only for what nothing else has: a script may use a name again.
+    experiments/ and course/ are searched only for what nothing else has: they may use a name again.
     The project's own files are read once. Those of a copy may change.
     """
     texts = sources if root == ROOT else sources.__wrapped__

@@ -124,6 +124,7 @@ def start(folder, nodes, plugins=(), limit=300):
 
     os.chdir(os.path.join(folder, "copy"))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) not in (HERE, ROOT)]
+    del sys.modules["patch"]  # the copy has its own, which reads the copy
     watch = Watch()
     flags = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir=."]
     flags += [f"--basetemp={folder}/tmp", *(f"tests/{n}" for n in nodes)]
@@ -168,8 +169,8 @@ def warm_up(plants):
 
 
 def copy_project(folder):
-    left_out = (".*", "__pycache__", "out", "*.csv", "*.png", "*.bin", "*.jsonl", "*.tmp")
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    left_out = ".git .[!g]* __pycache__ out *.csv *.png *.bin *.jsonl *.tmp"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out.split()))
 
 
 def clean_copy(folder, plants):
