@@ -100,9 +100,9 @@ TASKS = {
         """
         Let the prompts end at the same column, PADs on the left, at which no token may look, and
         give each token the position that it would have alone. A PAD looks at itself: a softmax over
-        nothing is NaN. Run equal prompts once; of the last
-        block only the last column is wanted. `decode` needs a Batch, with one_token of each block
-        and a Cache (of `width` columns) for it.
+        nothing is NaN. Run equal prompts once; of the last block only the last column is wanted.
+        `decode` needs a Batch, with one_token of each block and a Cache (of `width` columns) for
+        it.
         """
     ),
     "Batch.step": Task(
