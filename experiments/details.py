@@ -10,7 +10,7 @@ model, prompts and noise: a difference is within a seed. The model is figure1.py
 
 - The ratio clip (Schulman et al. 2017) and the value clip (of the code released with it): learning
   rates × 10, no warm-up, 4 inner epochs.
-- The rule about an answer without EOS (Huang et al. 2024 give it −1): EOS has a logit lower by 6 in
+- The rule about an answer without EOS (Huang et al. 2024 give it −1): EOS has a logit lower by 9 in
   all models, so SFT ends few answers. Without pretraining text, which teaches to end.
 - Whitened advantages, and a critic that starts as the reward model (Ouyang et al. 2022, C.4), not
   as SFT with a head of zeros: 10 iterations.
@@ -50,16 +50,16 @@ from data.vocab import Vocab
 from model import GPT
 def unembed(model, x, right=GPT.unembed, eos=Vocab(folder_of("village")).eos):
     logits = right(model, x)
-    logits[..., eos] -= 6
+    logits[..., eos] -= 9
     return logits
 GPT.unembed = unembed"""
 # condition: flags of ppo.py, times the default learning rates, Python run before main()
 CONDITIONS = {
-    "large steps": (["--iterations=15", "--ppo_epochs=4", "--warmup=0"], 10, ""),
-    "few answers end": (["--iterations=25", "--ptx_coef=0"], 1, RARE_EOS),
-    "a short run": (["--iterations=10", "--warmup=2"], 1, ""),
-    "a long run": (["--iterations=120", "--episodes=64", "--ema=0.95"], 1, ""),
-    "a weak reward model": (["--iterations=30"], 2, ""),
+    "large steps": ("--iterations=15 --episodes=128 --ppo_epochs=4 --warmup=0", 10, ""),
+    "few answers end": ("--iterations=25 --episodes=128 --ptx_coef=0", 1, RARE_EOS),
+    "a short run": ("--iterations=10 --warmup=2", 1, ""),
+    "a long run": ("--iterations=120 --episodes=64 --ema=0.95 --eval_every=10", 1, ""),
+    "a weak reward model": ("--iterations=25", 2, ""),
 }
 NO_RULE = ("make_score", "penalize_missing_eos(scores, ___)", "scores")
 NOT_WHITE = ("ppo.main", "masked_whiten(___)", "masked(___)")
@@ -125,17 +125,17 @@ def job(args, condition, without, seed):
     if isinstance(change, tuple):
         code += "\n" + changed(*change)
     else:
-        flags = [*flags, *change.split()]
+        flags += " " + change
     source = os.path.dirname(tuned(args, SIZE, seed, "reward"))
     if condition == "a weak reward model":
         source = weak_reward_model(args, source, seed)
     name = "".join(c if c.isalnum() else "-" for c in f"{condition} {without} {seed}")
     out = lib.variant(source, lib.scratch(args, f"details/{name}"), "sft.pt", "reward.pt")
+    flags = ["--ema=0", "--eval_every=3", *flags.split()]
     if args.quick:
-        flags = flags[1:]
+        flags += lib.QUICK["ppo"]
     else:
-        lr = rates(SIZE, lr=times * 2e-4, critic_lr=times * 5e-4)
-        flags = [f"--size={SIZE}", *lr, "--ema=0", "--eval_every=3", *flags]
+        flags += [f"--size={SIZE}", *rates(SIZE, lr=times * 2e-4, critic_lr=times * 5e-4)]
     quiet = "\nppo.log_answers = lambda *a: None"
     lib.stage(args, "ppo", out, seed, *flags, patch=NO_TEXT + quiet + code)
     return at_end(read_log(f"{out}/ppo.jsonl"))

@@ -65,15 +65,21 @@ def test_gold_at_a_kl_is_where_a_run_first_passed_it():
     assert beta.gold_at(0.5, path) == pytest.approx(0.75), "not the first time that it was there"
     assert beta.gold_at(2, path) == pytest.approx(0.7), "not between its two measurements"
     assert np.isnan(beta.gold_at(4, path)), "the run never went so far"
+    free = [{"kl": kl, "gold": 0.5 + kl / 10} for kl in (0, 1, 2, 3)]
+    steered = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0), (1, 0.7), (2, 0.8), (9, 0.9)]]
+    assert beta.above(steered, free) == pytest.approx(0.1), "the end is not at the same KL"
 
 
 def test_a_detail_that_helps_is_worth_more_than_nothing():
     """Control less the run without it, of the same seed and condition; the others don't count."""
-    golds = {"control": [0.5, 0.7], "EOS rule": [0.4, 0.6]}
+    golds = {
+        ("few answers end", "control"): [0.5, 0.7],
+        ("few answers end", "EOS rule"): [0.4, 0.6],
+        ("a long run", "control"): [0.9, 0.9],
+    }
     rows = [
-        {"condition": condition, "without": x, "seed": seed, "gold": gold + shift}
-        for condition, shift in (("few answers end", 0), ("a long run", 0.2))
-        for x, of_seeds in golds.items()
+        {"condition": condition, "without": x, "seed": seed, "gold": gold}
+        for (condition, x), of_seeds in golds.items()
         for seed, gold in enumerate(of_seeds)
     ]
     assert details.lost(rows, "EOS rule", "gold") == pytest.approx([0.1, 0.1])
