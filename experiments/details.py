@@ -7,14 +7,14 @@ Which details of PPO matter: each is turned off where something can go wrong wit
 In the default run no detail can show what it is for: steps are small, all answers end, the reward
 model is good. So each has a condition of its own, and a control in it with the same SFT and reward
 model, prompts and noise: a difference is within a seed. The model is figure1.py's micro one, with
-the learning rate (of width 128: 1e-4) and β (0.3) that methods.py chose for PPO.
+β = 0.3, which methods.py chose for PPO.
 
 - The ratio clip (Schulman et al. 2017) and the value clip (of the code released with it): learning
   rates × 10, no warm-up, 4 inner epochs.
 - The rule about an answer without EOS (Huang et al. 2024 give it −1): EOS has a logit lower by 9 in
   all models, so SFT ends few answers. Without pretraining text, which teaches to end.
 - Whitened advantages, and a critic that starts as the reward model (Ouyang et al. 2022, C.4), not
-  as SFT with a head of zeros: 10 iterations, twice the learning rates.
+  as SFT with a head of zeros: 10 iterations.
 - The average of the weights: 120 iterations of 64 episodes.
 - The KL penalty: a reward model that has seen 600 prompts, twice the learning rates.
 
@@ -58,7 +58,7 @@ GPT.unembed = unembed"""
 CONDITIONS = {
     "large steps": ("--iterations=15 --episodes=128 --ppo_epochs=4 --warmup=0", 10, ""),
     "few answers end": ("--iterations=25 --episodes=128 --ptx_coef=0", 1, RARE_EOS),
-    "a short run": ("--iterations=10 --warmup=2", 2, ""),
+    "a short run": ("--iterations=10 --warmup=2", 1, ""),
     "a long run": ("--iterations=120 --episodes=64 --ema=0.95 --eval_every=10", 1, ""),
     "a weak reward model": ("--iterations=25", 2, ""),
 }
@@ -136,7 +136,7 @@ def job(args, condition, without, seed):
     if args.quick:
         flags += lib.QUICK["ppo"]
     else:
-        flags += [f"--size={SIZE}", *rates(SIZE, lr=times * 1e-4, critic_lr=times * 5e-4)]
+        flags += [f"--size={SIZE}", *rates(SIZE, lr=times * 2e-4, critic_lr=times * 5e-4)]
     quiet = "\nppo.log_answers = lambda *a: None"
     lib.stage(args, "ppo", out, seed, *flags, patch=NO_TEXT + quiet + code)
     return at_end(read_log(f"{out}/ppo.jsonl"))
