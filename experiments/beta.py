@@ -144,7 +144,7 @@ def draw(args, paths, settings):
     """Left: gold against KL along the runs. Right: how far a run ends above β = 0 at its KL."""
     fig, axes = lib.figure(2, size=(4.4, 3.8))
     left, right = axes[0]
-    lifted = frontier(paths, settings[1:], args.seeds)
+    lifted, shown = frontier(paths, settings[1:], args.seeds), "adaptive" if args.quick else 0.1
     for colour, s in zip(lib.COLOURS, settings):
         mine = [r for r in paths if r["setting"] == s]
         episodes = sorted({r["episode"] for r in mine})
@@ -167,7 +167,11 @@ def draw(args, paths, settings):
     right.set_xticks(range(len(lifted)), [label(s) for s in lifted])
     right.set_xlabel("β")
     right.set_ylabel("gold above that of β = 0, at the same KL")
-    fig.suptitle("TITLE")
+    mean, half = lib.interval(lifted[shown])
+    fig.suptitle(
+        f"A run with β = {label(shown)} ends with {mean:+.3f} ± {half:.3f} of gold\n"
+        "above a run without a penalty, at the same KL"
+    )
     lib.finish(fig, lib.place(args, "beta.png"))
 
 

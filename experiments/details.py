@@ -19,9 +19,9 @@ model, prompts and noise: a difference is within a seed. The model is figure1.py
 - The KL penalty: a reward model that has seen 600 prompts, twice the learning rates.
 
 Each run's log gives gold (mean of the last three measurements of 256 held-out prompts, of the
-policy itself but in the long run), gold_best (the highest measurement), kl, entropy (nats an
-answer), length and eos (share of answers that end), means of the last five rollouts; eos_first, of
-the first; kl_highest and step, the highest KL to SFT and approxkl; health.py's alarms.
+policy itself but in the long run), gold_best (the highest measurement), kl and entropy (nats an
+answer) and eos (share of answers that end), means of the last five rollouts; eos_first, of the
+first; step, the highest approxkl; health.py's alarms.
 
 Where ppo.py has no flag for a detail, a piece of a function is replaced before it starts
 (tests/patch.py says how it is found).
@@ -105,15 +105,12 @@ def at_end(log):
     for row in log:
         alarms(row, state)
     gold = [row["eval/gold"] for row in log if "eval/gold" in row]
-    kl = [row["objective/kl"] for row in log]
-    ends = {"kl": "objective/kl", "entropy": "objective/entropy", "length": "response/length"}
-    ends["eos"] = "response/eos_fraction"
+    ends = {"kl": "objective/kl", "entropy": "objective/entropy", "eos": "response/eos_fraction"}
     return {
         "gold": float(np.mean(gold[-3:])),
         "gold_best": max(gold),
         **{k: float(np.mean([row[name] for row in log[-5:]])) for k, name in ends.items()},
         "eos_first": log[0]["response/eos_fraction"],
-        "kl_highest": max(kl),
         "step": max(row["policy/approxkl_avg"] for row in log),
         "alarms": " ".join(name.rpartition("/")[2] for name in state["raised"]),
     }
@@ -174,7 +171,7 @@ def lost(rows, detail, column):
 
 
 def table(cells, rows):
-    columns = ["gold", "gold_best", "kl", "kl_highest", "step", "entropy", "eos_first", "eos"]
+    columns = ["gold", "gold_best", "kl", "step", "entropy", "eos_first", "eos"]
     print(f"{'':50s}" + "".join(f"{c:>17s}" for c in columns) + "  alarms of all seeds")
     for condition, without in cells:
         mine = [lib.interval(list(values(rows, condition, without, c).values())) for c in columns]
@@ -185,22 +182,26 @@ def table(cells, rows):
 
 
 def draw(args, details, rows):
-    fig, axes = lib.figure(size=(7.2, 3.8))
-    ax, names = axes[0, 0], []
-    for y, detail in enumerate(reversed(details)):
+    fig, axes = lib.figure(size=(7.2, 4.2))
+    ax, names, helps = axes[0, 0], [], []
+    for y, detail in enumerate(details):
         each, condition = lost(rows, detail, "gold"), DETAILS[detail][0]
         mean, half = lib.interval(each)
         print(f"{detail} ({condition}): worth {mean:+.3f} ± {half:.3f} of gold")
-        decided = abs(mean) > half
-        look = {"fmt": "o", "capsize": 3, "color": "#d55e00" if decided else "#555555"}
-        ax.errorbar(mean, y, xerr=np.nan_to_num(half), **look)
+        colour = "#d55e00" if abs(mean) > half else "#555555"
+        ax.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="o", capsize=3, color=colour)
         ax.plot(each, [y] * len(each), "|", color="#0072b2", ms=9)
         gold = np.mean(list(values(rows, condition, "control", "gold").values()))
         names.append(f"{detail}\n{condition}: {gold:.2f} with it")
+        helps += [detail] if mean > half else []
     ax.set_yticks(range(len(details)), names)
+    ax.invert_yaxis()
     ax.axvline(0, color="black", lw=0.8)
     ax.set_xlabel("gold score with the detail, less without it")
-    ax.set_title("TITLE")
+    ax.set_title(
+        f"Where each could matter, gold is higher with {', '.join(helps) or 'none for sure'};\n"
+        "the others can't be told from nothing, or cost something"
+    )
     lib.finish(fig, lib.place(args, "details.png"))
 
 
