@@ -145,7 +145,7 @@ def draw(args, rows):
         f"After {last} rounds new comparisons bring {mean:+.3f} ± {half:.3f} of gold\n"
         "over as many iterations without them"
     )
-    ax.legend(loc="lower right")
+    ax.legend(loc="upper left")
     lib.finish(fig, lib.place(args, "rounds.png"))
 
 
