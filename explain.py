@@ -3,9 +3,8 @@ One answer as PPO sees it, token by token, and what one step of PPO on it change
 
     python explain.py --prompt="Who is Anna?"     # or another's answer: --answer="Go away."
 
-A run does not keep its critic: here it is the reward model, as when PPO starts. Nor its rollouts:
-here 15 other answers to the prompt stand beside this one. The step is on this one alone, at the
-full learning rate, without pretraining text. /why in chat.py explains the last answer.
+A run keeps no critic, so here it is the reward model, and no rollouts, so 15 other answers stand
+beside this one. The step is on this one alone, at the full rate, without text. In chat.py: /why.
 
 KL         log π − log π_SFT: above 0 where π likes the token better than SFT does
 reward     −β·KL, and on the last token the score as well
@@ -35,7 +34,7 @@ class Config(Common):
 
 
 def explain(config, vocab, stage, prompt, response=None):
-    """Print all that PPO computes of a stage's response (token list) to a prompt; None: sampled."""
+    """Print what PPO computes of a stage's response (token list; None: sampled), and return it."""
     trained, judge = (in_round(name, round_of(stage)) for name in ("ppo", "reward"))
     _, made = load_network(config, trained, vocab)
     if name := made["config"]["reward"]:
@@ -77,6 +76,7 @@ def explain(config, vocab, stage, prompt, response=None):
     tokens = [repr(vocab.encoding.decode([i]))[1:-1] for i in responses[0]]
     print(vocab.encoding.decode(ids + responses[0]))
     show(tokens, columns, scores[0].item(), advantages[mask], run)
+    return tokens, columns
 
 
 def table(tokens, columns, names):

@@ -48,7 +48,7 @@ class Exercise(NamedTuple):
     extra: bool = False  # beyond the 100 points
 
 
-# in the order in which they build on each other
+# sheet by sheet
 EXERCISES = {
     "attention": Exercise(
         5,
@@ -79,6 +79,12 @@ EXERCISES = {
         "a_token_that_can_not_be_drawn_gets_minus_infinity_and_no_nan",
         "log π(y_t | x, y_<t) = z[y_t] − log Σ_v exp z[v], z = logits[t − 1] / T",
     ),
+    "masked_mean": Exercise(
+        4,
+        "masked masked_mean",
+        "masked_mean_divides_by_the_tokens_of_the_mask",
+        "Σ_t m_t x_t / Σ_t m_t, and 0 where m = 0 everywhere",
+    ),
     "sft_loss": Exercise(
         5,
         "sft_loss",
@@ -91,8 +97,8 @@ EXERCISES = {
     "ranking_loss": Exercise(
         7,
         "better_pairs ranking_loss",
-        "ranking_loss_of_equal_scores_is_ln_2 winner_and_loser_are_not_swapped "
-        "pairs_are_averaged_over_the_batch_and_not_twice ties_make_no_pair "
+        "ties_make_no_pair ranking_loss_of_equal_scores_is_ln_2 winner_and_loser_are_not_swapped "
+        "pairs_are_averaged_over_the_batch_and_not_twice "
         "an_empty_slot_reaches_neither_ranking_loss_nor_gradient "
         "no_pair_gives_zero_and_not_nan a_sure_and_wrong_reward_model_does_not_overflow "
         "ranking_loss_keeps_its_precision",
@@ -103,12 +109,6 @@ EXERCISES = {
         "ordered_right",
         "the_ceiling_is_of_answers_whose_truth_is_known",
         "of each prompt: pairs with r(x, y_w) > r(x, y_l), equal scores counting ½, and all pairs",
-    ),
-    "masked_mean": Exercise(
-        4,
-        "masked masked_mean",
-        "masked_mean_divides_by_the_tokens_of_the_mask",
-        "Σ_t m_t x_t / Σ_t m_t, and 0 where m = 0 everywhere",
     ),
     "masked_whiten": Exercise(
         4,
@@ -209,10 +209,21 @@ EXERCISES = {
         "the_same_generator_gives_the_same_answers_and_another_gives_others "
         "streamed_tokens_are_those_of_generate "
         "generation_runs_without_dropout_and_leaves_the_mode_as_it_was "
+        "a_pad_that_may_look_nowhere_makes_no_nan "
         "ids_beyond_the_vocabulary_have_no_logits_and_are_never_sampled",
         "y_t ~ softmax(logits(x, y_<t) / T), for all prompts at once",
         extra=True,
     ),
+}
+
+# title: its first exercise
+SHEETS = {
+    "1. The model speaks": "attention",
+    "2. Demonstrations": "token_logprobs",
+    "3. Comparisons": "ranking_loss",
+    "4. The maths of PPO": "masked_whiten",
+    "5. The update": "response_mask",
+    "Extra": "cache",
 }
 
 
@@ -229,8 +240,8 @@ def read(path):
 def files_of_tests(folder):
     """{name of a test: its file}."""
     names = [f for f in sorted(os.listdir(folder)) if f.startswith("test_") and f.endswith(".py")]
-    trees = {f: ast.parse(read(os.path.join(folder, f))) for f in names}
-    return {n.name: f for f, tree in trees.items() for n in tree.body if hasattr(n, "name")}
+    texts = {f: read(os.path.join(folder, f)) for f in names}
+    return {name: f for f, text in texts.items() for name in re.findall(r"^def (\w+)", text, re.M)}
 
 
 # ---- what is not written yet ----
@@ -295,11 +306,13 @@ def not_written(name, missing):
 
 
 def sentence(text):
-    """The first line of a failure's message, without the name of an exception that says nothing."""
+    """The first line of a failure's message: no name of an exception that says nothing, no digits
+    beyond six."""
     line = (text.strip().splitlines() or ["no message"])[0]
     for prefix in ("AssertionError: ", "Failed: "):
         line = line.removeprefix(prefix)
-    return line[:300]
+    line = re.sub(r"-?\d+\.\d{6,}", lambda number: f"{float(number[0]):.6g}", line)
+    return line if len(line) < 240 else line[:239] + "…"
 
 
 def beside(tests, folder, temporary):

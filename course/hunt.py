@@ -8,6 +8,7 @@ around it stay, or they would show where it is.
 import ast
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import random
@@ -24,9 +25,9 @@ from grade import TESTS, cases_of, files_of_tests, run_tests
 HANDOUT = """# Bug hunt
 
 Somebody has put {n} bugs into this copy of the project, each in another place of the Python files
-in this folder itself, and each of a kind that is easily made. It learns less, or something else, or
-its numbers mean something else, or it stops by itself. Find them and mend them. Nothing else need
-change.
+in this folder itself (not in `page.py`), and each of a kind that is easily made. It learns less, or
+something else, or its numbers mean something else, or it stops by itself. Find them and mend them.
+Nothing else need change.
 
 Tests are left out: they are named after the mistakes that they catch. What helps: the formulas in
 the docstrings, and in the table of equations in `README.md`; its table of what a healthy run looks
@@ -46,6 +47,8 @@ What kinds of bugs there are (not all of them are here):
 """
 LEVELS = ("easy", "middle", "hard")  # hints at files and kinds; at kinds; none
 APART = 8  # lines between two bugs, at least
+# what the course does not teach, and a bug that nobody could tell: another seed is as good
+NO_BUGS = ("page", "test_a_purpose_gives_the_same_random_numbers_for_ever")
 
 
 class Bug(NamedTuple):
@@ -165,6 +168,7 @@ def heads(statements):
     return ast.unparse(ast.Module(statements, []))
 
 
+@functools.cache
 def put(text, number, plant):
     """Plant a bug in a file's text → text, lines, Bug. Raises Misfit if it can't be taken out."""
     tree = ast.parse(text)
@@ -185,36 +189,42 @@ def taken_out(text, bug):
     """The tree of a text without a bug. Raises Misfit if it is not there, or changed."""
     tree = ast.parse(text)
     patch.replace(tree, bug.sick, bug.healthy)
-    return ast.parse(ast.unparse(ast.fix_missing_locations(tree)))
+    return ast.fix_missing_locations(tree)
 
 
 def near(lines, others):
     return any(abs(a - b) <= APART for a in lines for b in others)
 
 
+def candidates(level):
+    """The plants that may be in a hunt → list of (Plant, Found).
+
+    The easy ones are those that a test of the pure functions finds.
+    """
+    there = files_of_tests(TESTS)
+    plants = [p for p in plant.PLANTS if p.bug not in NO_BUGS and p.test not in NO_BUGS]
+    if level == "easy":
+        plants = [p for p in plants if there.get(p.test) == "test_losses.py"]
+    found = [(p, patch.find(p.function)) for p in plants]
+    return [(p, f) for p, f in found if "/" not in f.file]
+
+
 def handout(bugs, level):
     """ASSIGNMENT.md. bugs: list of Bug."""
     files = ", ".join(f"`{file}`" for file in sorted({bug.file for bug in bugs}))
-    there = {b.plant.bug for b in bugs} if level == "easy" else plant.BUGS
+    there = {b.plant.bug for b in bugs} if level == "easy" else {p.bug for p, _ in candidates("")}
     kinds = "\n".join(f"- {what}" for bug, what in plant.BUGS.items() if bug in there)
     hint = {"easy": EASY, "middle": MIDDLE, "hard": ""}[level].format(files=files, kinds=kinds)
     return HANDOUT.format(n=len(bugs), hint=hint)
 
 
 def draw(n, seed, level="middle"):
-    """n bugs, no two of one kind or near each other → list of Bug, {file: text with the bugs}.
-
-    The easy ones are those that a test of the pure functions finds.
-    """
+    """n bugs, no two of one kind or near each other → list of Bug, {file: text with the bugs}."""
     bugs, texts, taken = [], {}, {}
-    candidates = list(plant.PLANTS)
-    if level == "easy":
-        there = files_of_tests(TESTS)
-        candidates = [p for p in candidates if there.get(p.test) == "test_losses.py"]
-    random.Random(f"hunt {seed}").shuffle(candidates)
-    for p in candidates:
-        found = patch.find(p.function)
-        if "/" in found.file or p.bug in [b.plant.bug for b in bugs]:
+    drawn = candidates(level)
+    random.Random(f"hunt {seed}").shuffle(drawn)
+    for p, found in drawn:
+        if p.bug in [b.plant.bug for b in bugs]:
             continue
         with contextlib.suppress(patch.Misfit):
             _, here, _ = put(found.text, found.number, p)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "tests"))
 import hunt
 import patch
-from grade import EXERCISES, TESTS, files_of_tests, solution, tests_of
+from grade import EXERCISES, SHEETS, TESTS, files_of_tests, solution, tests_of
 from patch import ROOT
 
 # not a student's: the instructor's files, and what a run or prepare.py makes
@@ -41,6 +41,7 @@ LEFT_OUT = [
     "tests/test_plants.py",
     "tests/test_assignment.py",
     "tests/test_course.py",
+    "tests/test_tour.py",
     "out",
     "*.bin",
     "*.jsonl",
@@ -66,6 +67,25 @@ class Task(NamedTuple):
 
 
 TASKS = {
+    "sample": Task(
+        """
+        Temperature 0 means the likeliest token. First top_k, then top_p of what is left. Nothing is
+        drawn here: the noise decides. In float32 the sum of all p may end below u; it is the last
+        token with p > 0 then.
+        """
+    ),
+    "masked": Task(
+        """
+        `to_float32` belongs here: then all that is selected by this has the precision.
+        """
+    ),
+    "sft_loss": Task(
+        """
+        The logits of a token that does not count may be NaN. 0 × NaN is NaN, in the gradient too:
+        put zeros in their place before the softmax. `masked` and `masked_mean` of common.py help,
+        once they are imported at the top of this file.
+        """
+    ),
     "GPT.generate": Task(
         """
         First check_arguments, with the block size of the model; then noise = draw_noise(number of
@@ -79,9 +99,10 @@ TASKS = {
     "prefill": Task(
         """
         Let the prompts end at the same column, PADs on the left, at which no token may look, and
-        give each token the position that it would have alone. Run equal prompts once; of the last
-        block only the last column is wanted. `decode` needs a Batch, with one_token of each block
-        and a Cache (of `width` columns) for it.
+        give each token the position that it would have alone. A PAD looks at itself: a softmax over
+        nothing is NaN. Run equal prompts once; of the last block only the last column is wanted.
+        `decode` needs a Batch, with one_token of each block and a Cache (of `width` columns) for
+        it.
         """
     ),
     "Batch.step": Task(
@@ -242,7 +263,7 @@ that do the work. Everything around them is there. You need Python, PyTorch's te
     python grade.py                   # all exercises, in a minute or two
     python grade.py gae policy_loss   # these alone
 
-1. Choose an exercise below, and open the file that it names.
+1. Choose an exercise below, and open the file that it names. A sheet's exercises belong together.
 2. Read the function's docstring: it says shapes, and what the result is. B is a number of rows, T
    of tokens, V of words in the vocabulary.
 3. Put your code in the place of `raise NotImplementedError`.
@@ -261,8 +282,8 @@ are no help in passing it.
 
 What is true everywhere: a mask is bool, integer or float, and nonzero means valid. What is masked
 may hold anything, infinity and NaN included, and reaches neither result nor gradient, so select
-inputs by `torch.where` before any arithmetic (∞ × 0 is NaN). Losses and log-probabilities are in at
-least float32 (`to_float32`). Leave signatures and the files in `tests/` as they are.
+inputs by `torch.where` before any arithmetic (∞ × 0 is NaN). Losses, log-probabilities, rewards and
+advantages are in at least float32 (`to_float32`). Leave signatures and the files in `tests/` alone.
 
 ## The picture to keep in mind
 
@@ -274,8 +295,6 @@ the value of the state that it was chosen in, come out of the network at t − 1
 ## Points
 
 {table}
-
-## Exercises
 
 """
 ALL = """Nothing new to write: what you have, put together, on masks of every kind and on a bandit
@@ -296,9 +315,14 @@ def picture():
 def handout():
     """ASSIGNMENT.md."""
     table, sections = ["| exercise | where | points |", "|---|---|---|"], []
+    begins = {first: sheet for sheet, first in SHEETS.items()}
     for n, (name, exercise) in enumerate(EXERCISES.items(), 1):
+        if name in begins:
+            title = "Sheet " * (not exercise.extra) + begins[name]
+            sections.append(f"## {title}\n")
+            table.append(f"| **{title}** | | |")
         functions = exercise.functions.split()
-        where = ", ".join(f"`{function}`" for function in functions) or "all of the above"
+        where = ", ".join(f"`{function}`" for function in functions) or "what you have by then"
         table.append(f"| {n}. {name} | {where} | {exercise.points} |")
         sections.append(f"### {n}. {name} ({exercise.points} points)\n\n    {exercise.formula}\n")
         for function in functions:

@@ -16,11 +16,11 @@ fork of this process, which has loaded torch but none of the project.
 """
 
 import argparse
-import ast
 import functools
 import importlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -78,8 +78,8 @@ BUGS, PLANTS = load()
 def files_of_tests():
     """{name of a test: its file under tests/}."""
     names = [f for f in sorted(os.listdir(HERE)) if f.startswith("test_") and f.endswith(".py")]
-    trees = {f: ast.parse(read(os.path.join(HERE, f))) for f in names}
-    return {n.name: f for f, tree in trees.items() for n in tree.body if hasattr(n, "name")}
+    texts = {f: read(os.path.join(HERE, f)) for f in names}
+    return {name: f for f, text in texts.items() for name in re.findall(r"^def (\w+)", text, re.M)}
 
 
 def node(test):
@@ -87,12 +87,12 @@ def node(test):
     return f"{files_of_tests()[test.split('[')[0]]}::{test}"
 
 
-def planted(plant):
+def planted(plant, patched=patch.patched):
     """→ (file, its code with the bug). Raises Misfit: which plant does not fit, and why."""
     try:
         if plant.test.split("[")[0] not in files_of_tests():
             raise patch.Misfit(f"there is no {plant.test}")
-        return patch.patched(plant.function, plant.old, plant.new)
+        return patched(plant.function, plant.old, plant.new)
     except (patch.Misfit, SyntaxError) as e:
         where = f"{plant.bug}, {plant.what} ({plant.function})"
         raise patch.Misfit(f"{where}: {e}") from None
@@ -124,6 +124,7 @@ def start(folder, nodes, plugins=(), limit=300):
 
     os.chdir(os.path.join(folder, "copy"))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p) not in (HERE, ROOT)]
+    del sys.modules["patch"]  # the copy has its own, which reads the copy
     watch = Watch()
     flags = ["-q", "-x", "-W", "ignore", "-p", "no:cacheprovider", "-p", "no:xdist", "--rootdir=."]
     flags += [f"--basetemp={folder}/tmp", *(f"tests/{n}" for n in nodes)]
@@ -168,8 +169,8 @@ def warm_up(plants):
 
 
 def copy_project(folder):
-    left_out = (".*", "__pycache__", "out", "*.csv", "*.png", "*.bin", "*.jsonl", "*.tmp")
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out))
+    left_out = ".git .[!g]* __pycache__ out *.csv *.png *.bin *.jsonl *.tmp"
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(*left_out.split()))
 
 
 def clean_copy(folder, plants):

@@ -76,11 +76,25 @@ def test_findings_are_never_in_a_students_copy(tmp_path):
     assert (tmp_path / "gaps" / "questions.md").exists(), "students have no questions"
 
 
-def test_the_sheets_have_every_exercise_once_and_its_points():
-    rows = re.findall(r"^\| \d\. .*?\|(.*?)\|(.*?)\|", text_of("README.md"), re.M)
-    assert len(rows) == 5
-    names = [name for cells, _ in rows for name in re.findall(r"`(\w+)`", cells)]
-    assert sorted(names) == sorted(grade.EXERCISES)
-    for cells, points in rows:
-        exercises = [grade.EXERCISES[name] for name in re.findall(r"`(\w+)`", cells)]
-        assert int(re.search(r"\d+", points)[0]) == sum(e.points for e in exercises if not e.extra)
+def lines_to_write(name):
+    """The solution's lines in an exercise's gaps, without comments and blank ones."""
+    cuts = [make_assignment.cut(name, f) for f in grade.EXERCISES[name].functions.split()]
+    texts = [
+        patch.read(os.path.join(ROOT, c.file)).splitlines()[c.first - 1 : c.last] for c in cuts
+    ]
+    return sum(bool(line.split("#")[0].strip()) for text in texts for line in text)
+
+
+def test_the_sheets_have_every_exercise_once_and_its_points_and_lines():
+    found = [line.split(" | ") for line in text_of("README.md").splitlines()]
+    rows = [cells for cells in found if re.match(r"\| \d\. ", cells[0])]
+    sheets = {cells[0][2:]: re.findall(r"`(\w+)`", cells[1]) for cells in rows}
+    assert {title: names[0] for title, names in sheets.items()} | {"Extra": "cache"} == grade.SHEETS
+    assert sorted(sum(sheets.values(), [])) == sorted(grade.EXERCISES)
+    for (_, _, points, lines, hours, _), names in zip(rows, sheets.values()):
+        names = [name for name in names if name != "cache"]
+        n = sum(map(lines_to_write, names))
+        assert int(points.split(",")[0]) == sum(grade.EXERCISES[name].points for name in names)
+        assert int(lines.split(",")[0]) == n, f"{names}: the solution has {n} lines"
+        by_rule = round((5 * n + 30 * len(names)) / 60 + 0.01)
+        assert int(hours.split(",")[0]) == by_rule, f"{names}: by the rule {by_rule} hours"

@@ -147,7 +147,7 @@ def test_sft_loss_ignores_what_is_masked(poison):
         sft_loss(a, TOKENS, RESPONSE).detach(),
         f"{poison} in a masked slot reaches the loss",
     )
-    close(b.grad, a.grad, f"{poison} in a masked slot reaches the gradient")
+    close(b.grad, a.grad, f"{poison} in a masked logit reaches the gradient: zeros go there")
 
 
 def test_sft_loss_of_an_empty_mask_is_zero_and_differentiable():
@@ -464,7 +464,7 @@ def test_gae_equals_its_definition_with_gaps_in_the_mask(gamma, lam):
         close(
             gae(rewards, values, mask, gamma, lam)[0],
             slow_gae(rewards, values, mask, gamma, lam),
-            "not Σ (γλ)^k δ",
+            "not Σ (γλ)^k δ over the tokens of the mask, whose next one may stand some columns on",
             1e-10,
         )
 

@@ -49,7 +49,8 @@ def test_fused_attention_equals_the_formula(T, S):
         keys = k[b, h, : S - T + t + 1]
         weights = (keys @ q[b, h, t] / math.sqrt(8)).softmax(0)
         assert torch.allclose(plain[b, h, t], weights @ v[b, h, : S - T + t + 1], atol=1e-6), (
-            "plain_attention is not softmax(q kᵀ / √d) v over the past"
+            f"{T} queries, {S} keys: not softmax(q kᵀ / √d) v over the keys up to the query's own; "
+            "the last query is at the last key"
         )
     assert torch.allclose(attention(q, k, v), plain, atol=1e-5), (
         "the fused kernel differs: with more keys than queries `is_causal` aligns "
@@ -770,7 +771,8 @@ def shares(**how):
 def test_sampling_follows_the_distribution_it_says(how, expected):
     got = shares(**how)
     assert max(abs(a - b) for a, b in zip(got, expected)) < 2e-4, (
-        f"{how} samples {got}, expected {expected}"
+        f"with {how} and evenly spread noise the tokens have shares {got}, not {expected}: "
+        "the noise decides, and nothing else is drawn"
     )
 
 
@@ -780,6 +782,18 @@ def test_a_token_of_probability_zero_is_never_sampled():
         assert sample(logits, torch.tensor([noise])).item() in (1, 3), (
             f"noise {noise} picks a token of probability 0"
         )
+    many = torch.randn(100, 512)  # in float32, so many probabilities often add up to less than 1
+    many[:, -1] = -math.inf
+    most = torch.full((100,), 1 - 2**-24)
+    assert (sample(many, most) < 511).all(), "rounding leads behind the last token that there is"
+
+
+def test_a_pad_that_may_look_nowhere_makes_no_nan():
+    model = small()
+    model.compute_dtype = torch.bfloat16  # by plain_attention, whose softmax over nothing is NaN
+    with torch.no_grad(), model.autocast():
+        _, logits = sampling.prefill(model, [[1], [1, 2, 3]], torch.zeros(2, 1), 4)
+    assert logits.isfinite().all(), "a PAD without a token to look at spreads NaN"
 
 
 @pytest.mark.parametrize("how", [{"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}])

@@ -1,5 +1,6 @@
 """page.py, asked by an HTTP client; what PPO logs for it; and the page itself in a browser."""
 
+import contextlib
 import http.client
 import json
 import shutil
@@ -25,15 +26,28 @@ def config_of(data, out, *flags):
     return parse(page.Config, page.__doc__, argv=[*argv, "--max_new_tokens=12", *flags])
 
 
-@pytest.fixture
-def server(little, whole, tmp_path):
-    """A server that runs, on a copy of a finished run and its data."""
-    data, out = (shutil.copytree(x, tmp_path / x.name) for x in (little[0], whole))
+@contextlib.contextmanager
+def running(little, whole, folder):
+    data, out = (shutil.copytree(x, folder / x.name) for x in (little[0], whole))
     server = page.serve(config_of(data, out, "--port=0"))
     threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
     yield server
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def server(little, whole, tmp_path):
+    """A server that runs, on a copy of a finished run and its data."""
+    with running(little, whole, tmp_path) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def shared(little, whole, tmp_path_factory):
+    """One for all tests that write no file."""
+    with running(little, whole, tmp_path_factory.mktemp("shared")) as server:
+        yield server
 
 
 def request(server, method, path, body=None, **headers):
@@ -72,12 +86,12 @@ def talk(server, stages=("sft",), message="Hi.", **more):
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1:1", ""])
-def test_a_foreign_name_that_leads_to_this_computer_is_refused(server, host):
-    host = host.format(port=server.server_port)
-    status, text = request(server, "GET", "/", Host=host)
+def test_a_foreign_name_that_leads_to_this_computer_is_refused(shared, host):
+    host = host.format(port=shared.server_port)
+    status, text = request(shared, "GET", "/", Host=host)
     assert status == 403 and "<html" not in text
-    assert talk(server)[0] == 200
-    assert ask(server, "/talk", {}, Host=host)[0] == 403
+    assert talk(shared)[0] == 200
+    assert ask(shared, "/talk", {}, Host=host)[0] == 403
 
 
 @pytest.mark.parametrize(
@@ -93,17 +107,17 @@ def test_a_foreign_name_that_leads_to_this_computer_is_refused(server, host):
     ],
     ids=str,
 )
-def test_another_page_can_post_nothing(server, monkeypatch, headers):
-    monkeypatch.setattr(server.site, "talk", lambda question: pytest.fail("it was answered"))
+def test_another_page_can_post_nothing(shared, monkeypatch, headers):
+    monkeypatch.setattr(shared.site, "talk", lambda question: pytest.fail("it was answered"))
     question = {"turns": {"sft": said("Hi.")}, "temperature": 1, "best_of": 1}
-    status, ((found),) = ask(server, "/talk", question, **headers)
+    status, ((found),) = ask(shared, "/talk", question, **headers)
     assert status == 403 and "own page" in found["error"]
 
 
-def test_the_page_itself_may_ask(server):
-    origin = f"http://127.0.0.1:{server.server_port}"
+def test_the_page_itself_may_ask(shared):
+    origin = f"http://127.0.0.1:{shared.server_port}"
     question = {"turns": {"sft": said("Hi.")}, "temperature": 1, "best_of": 1}
-    assert ask(server, "/talk", question, Origin=origin, Sec_Fetch_Site="same-origin")[0] == 200
+    assert ask(shared, "/talk", question, Origin=origin, Sec_Fetch_Site="same-origin")[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -131,16 +145,16 @@ def test_the_page_itself_may_ask(server):
         "empty",
     ],
 )
-def test_what_is_no_request_is_said_so(server, body, headers, status):
-    found, items = ask(server, "/talk", body, **headers)
+def test_what_is_no_request_is_said_so(shared, body, headers, status):
+    found, items = ask(shared, "/talk", body, **headers)
     assert found == status and len(items[0]["error"]) > 10
-    assert talk(server)[0] == 200, "one bad request ended the server"
+    assert talk(shared)[0] == 200, "one bad request ended the server"
 
 
 @pytest.mark.parametrize("path", ["/ppo.pt", "/../ppo.pt", "/models", "/__init__", "/html"])
-def test_nothing_else_can_be_read_or_called(server, path):
-    assert request(server, "GET", path)[0] == 404
-    assert ask(server, path, {})[0] == 404
+def test_nothing_else_can_be_read_or_called(shared, path):
+    assert request(shared, "GET", path)[0] == 404
+    assert ask(shared, path, {})[0] == 404
 
 
 @pytest.mark.parametrize(
@@ -162,8 +176,8 @@ def test_nothing_else_can_be_read_or_called(server, path):
     ],
     ids=str,
 )
-def test_a_wrong_setting_is_one_sentence(server, change, says):
-    status, ((found),) = talk(server, **change)
+def test_a_wrong_setting_is_one_sentence(shared, change, says):
+    status, ((found),) = talk(shared, **change)
     assert status == 400 and says in found["error"]
 
 
@@ -488,3 +502,34 @@ def test_a_person_looks_talks_and_ranks_in_a_browser(server, browser_page):
     assert [row["ranks"][row["responses"].index(text)] for text in shown] == [1, 1, 3]
     assert tab.inner_text("#prompt") != before
     assert "reward.py --sources=file --fresh" in tab.inner_text("#train")
+
+
+def test_an_order_that_is_dragged_in_a_browser_is_the_one_that_is_saved(server, browser_page):
+    tab = browser_page
+
+    def drag(name, to, below):
+        """Hold answer `name` over the lower, or the upper, half of answer `to`, and let go."""
+        boxes = [tab.locator(f"#choice-{x}").bounding_box() for x in (name, to)]
+        (x, y), (to_x, to_y) = ((box["x"] + 30, box["y"] + box["height"] / 2) for box in boxes)
+        tab.mouse.move(x, y)
+        tab.mouse.down()
+        tab.mouse.move(to_x, to_y + (8 if below else -8), steps=8)
+        tab.mouse.up()
+        return tab.input_value("#order")
+
+    tab.click("nav [data-part=rank]")
+    tab.fill("#many", "3")
+    tab.click("#begin")
+    tab.locator("#choices li").nth(2).wait_for()
+    tab.locator("#decide").scroll_into_view_if_needed()
+    shown = tab.locator("#choices .text").all_inner_texts()
+    assert drag(3, 1, below=False) == "3 > 1 > 2", "dragging up does not change the order"
+    assert drag(3, 2, below=True) == "1 > 2 > 3", "dragging down does not change the order"
+    tab.locator("#choice-3").get_by_text("=").click()
+    assert drag(1, 3, below=True) == "2 = 3 > 1", "a tie is lost"
+    assert drag(3, 2, below=False) == "3 > 2 > 1"
+    assert drag(1, 3, below=False) == "1 > 3 > 2", "the first answer was on a par with nothing"
+    tab.click("#decide .main")
+    tab.get_by_text("1 of your rankings").wait_for()
+    (row,) = read_jsonl(server.site.rankings, ["responses", "ranks"])
+    assert [row["ranks"][row["responses"].index(text)] for text in shown] == [1, 3, 2]
