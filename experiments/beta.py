@@ -11,8 +11,8 @@ answer), length.
 
 beta_path.csv has KL and gold every other iteration of each run. Does a penalty bring more gold at
 the same KL, or does it only stop sooner on the same path? Gao et al. 2022 find the latter. Printed
-is the gold at the end of a run, above that of the run without a penalty when it first passed the
-same KL, within a seed.
+and drawn is how much gold a run ends with (its last three measurements), above that of the run
+without a penalty when it first passed the same KL, within a seed.
 
 hacked.txt shows reward hacking: answers of a policy that was trained without a KL penalty against a
 reward model of few comparisons (overoptimise.py's), beside SFT's, with the scores of that reward
@@ -38,14 +38,6 @@ TARGET = 2  # nats an answer, for the adaptive controller
 FASTER = """
 right = ppo.adapt_beta
 ppo.adapt_beta = lambda beta, kl, target, episodes: right(beta, kl, target, episodes, 1_000)"""
-PANELS = {
-    "kl": "KL to SFT, nats an answer",
-    "score": "reward-model score, above SFT's",
-    "gold": "gold score",
-    "entropy": "entropy, nats an answer",
-    "length": "length, tokens",
-}
-FRONTIER = ["#d55e00", "#e69f00", "#009e73", "#0072b2", "#56b4e9", "#cc79a7", "#000000"]
 
 
 def final(args, source, out, run):
@@ -92,23 +84,29 @@ def gold_at(kl, path):
     return np.nan
 
 
+def above(path, free):
+    """Gold of a run, less that of the run without a penalty at the same KL; else NaN.
+
+    Mean over the last three measurements, since one has the noise of 256 prompts.
+    """
+    gaps = [r["gold"] - gold_at(r["kl"], free) for r in path[-3:]]
+    return float(np.mean([x for x in gaps if not np.isnan(x)] or [np.nan]))
+
+
 def frontier(paths, settings, seeds):
-    """Print how much gold each setting has above the path without a penalty, at the same KL."""
+    """{setting: what each seed has above the path without a penalty}"""
 
     def path(setting, seed):
         return [r for r in paths if (r["setting"], r["seed"]) == (setting, seed)]
 
-    for s in settings:
-        ends = [(path(s, seed)[-1], path(0, seed)) for seed in seeds if path(s, seed)]
-        above = [end["gold"] - gold_at(end["kl"], free) for end, free in ends if free]
-        mean, half = lib.interval([x for x in above if not np.isnan(x)] or [np.nan])
-        print(f"β {label(s)}: gold at its end {mean:+.3f} ± {half:.3f} above β = 0 at that KL")
+    each = {s: [above(path(s, seed), path(0, seed)) for seed in seeds] for s in settings}
+    return {s: [x for x in found if not np.isnan(x)] or [np.nan] for s, found in each.items()}
 
 
 def main():
     args = lib.arguments(__doc__, 3)
     run = lib.world()
-    settings = ["sft", 0, 0.1, "adaptive"] if args.quick else ["sft", *BETAS, "adaptive"]
+    settings = ["sft", 0, "adaptive"] if args.quick else ["sft", *BETAS, "adaptive"]
     ends_first = sorted(settings, key=lambda s: s in (0.03, 0.3, "adaptive"))
     jobs = [
         ((s, seed), lambda s=s, seed=seed: job(args, run, seed, s))
@@ -119,8 +117,8 @@ def main():
     keys = [(s, seed) for s in ends_first if s != "sft" for seed in args.seeds]
     jobs = [(k, lambda k=k: path_job(args, k[1], k[0])) for k in keys]
     paths = lib.collect(args, lib.place(args, "beta_path.csv"), jobs, ["setting", "seed"])
-    draw(args, [r for r in rows if r["seed"] in args.seeds], settings, paths)
-    frontier(paths, settings[2:], args.seeds)
+    table([r for r in rows if r["seed"] in args.seeds], settings)
+    draw(args, paths, settings[1:])
     hacked(args, run)
 
 
@@ -128,53 +126,53 @@ def label(setting):
     return "SFT" if setting == "sft" else setting if setting == "adaptive" else f"{setting:g}"
 
 
-def colour(setting):
-    return {"adaptive": "#d55e00", "sft": "#000000"}.get(setting, "#0072b2")
-
-
-def draw(args, rows, settings, paths):
+def table(rows, settings):
+    """Ends of runs; the score is above SFT's of the same seed."""
     sft = {r["seed"]: r["score"] for r in rows if r["setting"] == "sft"}
-    order = [*settings[1:], "sft"]
-    value = {}
+    columns = ["gold", "kl", "score", "entropy", "length"]
+    print(f"{'':10s}" + "".join(f"{m:>18s}" for m in columns))
     for s in settings:
         mine = [r for r in rows if r["setting"] == s]
-        for m in PANELS:
-            value[s, m] = [r[m] - (sft[r["seed"]] if m == "score" else 0) for r in mine]
-    fig, axes = lib.figure(3, 2, size=(3.9, 3.1))
-    for ax, (m, title) in zip(axes.flat, PANELS.items()):
-        for x, s in enumerate(order):
-            mean, ci = lib.interval(value[s, m])
-            ax.plot([x] * len(value[s, m]), value[s, m], "_", color="#56b4e9", ms=9)
-            half = 0 if np.isnan(ci) else ci
-            ax.errorbar(x, mean, half, fmt="o", color=colour(s), capsize=3, ms=5)
-        ax.set_xticks(range(len(order)), [label(s) for s in order])
-        ax.set_title(title)
-        ax.set_xlabel("β")
-    ax = axes[1, 2]
-    for c, s in zip(FRONTIER, order):
-        name = label(s) if isinstance(s, str) else f"β = {label(s)}"
-        marker, size = ("*", 9) if s == "adaptive" else ("o", 5)
-        ax.plot(value[s, "kl"], value[s, "gold"], marker, color=c, ms=size, label=name)
+        cells = [
+            lib.interval([r[m] - (sft[r["seed"]] if m == "score" else 0) for r in mine])
+            for m in columns
+        ]
+        print(f"{label(s):10s}" + "".join(f"{mean:10.3f} ±{ci:6.3f}" for mean, ci in cells))
+
+
+def draw(args, paths, settings):
+    """Left: gold against KL along the runs. Right: how far a run ends above β = 0 at its KL."""
+    fig, axes = lib.figure(2, size=(4.4, 3.8))
+    left, right = axes[0]
+    lifted, shown = frontier(paths, settings[1:], args.seeds), "adaptive" if args.quick else 0.1
+    for colour, s in zip(lib.COLOURS, settings):
         mine = [r for r in paths if r["setting"] == s]
         episodes = sorted({r["episode"] for r in mine})
-        means = [
+        kl, gold = (
             [np.mean([r[k] for r in mine if r["episode"] == e]) for e in episodes]
             for k in ("kl", "gold")
-        ]
-        ax.plot(*means, color=c, lw=1)
-    ax.set_xlabel("KL to SFT, nats an answer")
-    ax.set_title("gold score against KL: ends, and mean paths")
-    ax.legend()
+        )
+        name = label(s) if isinstance(s, str) else f"β = {label(s)}"
+        left.plot(kl, gold, color=colour, lw=1.5, label=name)
+        left.plot(kl[-1], gold[-1], "o", color=colour, ms=6)
+    for x, s in enumerate(lifted):
+        mean, half = lib.interval(lifted[s])
+        print(f"β {label(s)}: ends {mean:+.3f} ± {half:.3f} of gold above β = 0 at the same KL")
+        right.plot([x] * len(lifted[s]), lifted[s], "_", color="#56b4e9", ms=12)
+        right.errorbar(x, mean, np.nan_to_num(half), fmt="o", color="#0072b2", capsize=3)
+    left.set_xlabel("KL to SFT, nats an answer")
+    left.set_ylabel("gold score")
+    left.legend()
+    right.axhline(0, color="black", lw=0.8)
+    right.set_xticks(range(len(lifted)), [label(s) for s in lifted])
+    right.set_xlabel("β")
+    right.set_ylabel("gold above that of β = 0, at the same KL")
+    mean, half = lib.interval(lifted[shown])
     fig.suptitle(
-        "Gold is highest at β = 0.1 to 0.3: "
-        "less lets the policy over-optimise, more holds it back\n"
-        f"{len(sft)} seeds (bars), mean and 95 % interval; adaptive: steered to {TARGET} nats"
+        f"A run with β = {label(shown)} ends with {mean:+.3f} ± {half:.3f} of gold\n"
+        "above a run without a penalty, at the same KL"
     )
     lib.finish(fig, lib.place(args, "beta.png"))
-    print(f"{'':10s}" + "".join(f"{m:>18s}" for m in PANELS))
-    for s in order:
-        cells = [lib.interval(value[s, m]) for m in PANELS]
-        print(f"{label(s):10s}" + "".join(f"{mean:10.3f} ±{ci:6.3f}" for mean, ci in cells))
 
 
 def hacked(args, run):

@@ -1,16 +1,34 @@
 """
-Which details of PPO matter: one at a time is turned off, or on where the default does without.
+Which details of PPO matter: each is turned off where something can go wrong without it.
 
-    python experiments/details.py               # 30 iterations, 5 seeds: details.csv, details.png
-    python experiments/details.py --seeds=10
+    python experiments/details.py               # 3 seeds: details.csv, details.png
+    python experiments/details.py --seeds=5
 
-Everything else is as in the default run, with the same seeds, so a difference is within a seed: the
-same SFT and reward model, the same prompts, the same noise. The default's own result is read from
-the log of its run at that iteration. Where ppo.py has no flag for a detail, a piece of a function
-is replaced before it starts (tests/patch.py says how it is found).
+In the default run no detail can show what it is for: steps are small, all answers end, the reward
+model is good. So each has a condition of its own, and a control in it with the same SFT and reward
+model, prompts and noise: a difference is within a seed. The model is figure1.py's micro one, with
+β = 0.3, which methods.py chose for PPO.
+
+- The ratio clip (Schulman et al. 2017) and the value clip (of the code released with it): learning
+  rates × 10, no warm-up, 4 inner epochs.
+- The rule about an answer without EOS (Huang et al. 2024 give it −1): EOS has a logit lower by 9 in
+  all models, so SFT ends few answers. Without pretraining text, which teaches to end.
+- Whitened advantages, and a critic that starts as the reward model (Ouyang et al. 2022, C.4), not
+  as SFT with a head of zeros: 10 iterations.
+- The average of the weights: 120 iterations of 64 episodes.
+- The KL penalty: a reward model that has seen 600 prompts, twice the learning rates.
+
+Each run's log gives gold (mean of the last three measurements of 256 held-out prompts, of the
+policy itself but in the long run), gold_best (the highest measurement), kl and entropy (nats an
+answer) and eos (share of answers that end), means of the last five rollouts; eos_first, of the
+first; step, the highest approxkl; health.py's alarms.
+
+Where ppo.py has no flag for a detail, a piece of a function is replaced before it starts
+(tests/patch.py says how it is found).
 """
 
 import ast
+import functools
 import os
 import sys
 
@@ -20,37 +38,47 @@ sys.path.append(os.path.join(lib.ROOT, "tests"))
 import patch
 
 import numpy as np
-from plumbing.command_line import entry, value_of
+from figure1 import base, rates, tuned
+from health import alarms
+from overoptimise import FEWER, NO_TEXT
+from plumbing.command_line import entry
 from plumbing.run import read_log
 
+SIZE, WEAK = "micro", 600  # prompts
+RARE_EOS = """
+from data import folder_of
+from data.vocab import Vocab
+from model import GPT
+def unembed(model, x, right=GPT.unembed, eos=Vocab(folder_of("village")).eos):
+    logits = right(model, x)
+    logits[..., eos] -= 9
+    return logits
+GPT.unembed = unembed"""
+# condition: flags of ppo.py, by how much learning rates are multiplied, Python run before main()
+CONDITIONS = {
+    "large steps": ("--iterations=15 --episodes=128 --ppo_epochs=4 --warmup=0", 10, ""),
+    "few answers end": ("--iterations=25 --episodes=128 --ptx_coef=0", 1, RARE_EOS),
+    "a short run": ("--iterations=10 --warmup=2", 1, ""),
+    "a long run": ("--iterations=120 --episodes=64 --ema=0.95 --eval_every=10", 1, ""),
+    "a weak reward model": ("--iterations=25", 2, ""),
+}
+NO_RULE = ("make_score", "penalize_missing_eos(scores, ___)", "scores")
+NOT_WHITE = ("ppo.main", "masked_whiten(___)", "masked(___)")
 CRITIC_FROM_SFT = (
     "ppo.main",
     "reward_model.requires_grad_(False)",
     "reward_model.requires_grad_(False)\ncritic = ScalarGPT.from_gpt(reference).eval()",
 )
-SMALL_EPS = (
-    "ppo.main",
-    "optimizer = adamw(___policy, eps=1e-5)\ncritic_optimizer = adamw(___critic, eps=1e-5)",
-    "optimizer = adamw(___policy, eps=1e-8)\ncritic_optimizer = adamw(___critic, eps=1e-8)",
-)
-DIVIDED = ("make_score", "penalize_missing_eos(___)", "(penalize_missing_eos(___) - mean) / std")
-# what: (flags, the function, what is replaced in it, and by what)
+# detail: its condition; without it: flags, or the function and what is replaced in it by what
 DETAILS = {
-    "no KL penalty": (["--beta=0"], None),
-    "critic from SFT, head at zero, not from the reward model": ([], CRITIC_FROM_SFT),
-    "advantages not whitened": ([], ("ppo.main", "masked_whiten(___)", "masked(___)")),
-    "no value clipping": (["--value_clip=1e9"], None),
-    "no ratio clipping": (["--clip=1e9"], None),
-    "no rule about a missing EOS": (
-        [],
-        ("make_score", "penalize_missing_eos(scores, ___)", "scores"),
-    ),
-    "no EMA": (["--ema=0"], None),
-    "scores divided by their spread": ([], DIVIDED),
-    "Adam's eps 1e-8, not 1e-5": ([], SMALL_EPS),
-    "4 inner epochs": (["--ppo_epochs=4"], None),
+    "ratio clip": ("large steps", "--clip=1e9"),
+    "value clip": ("large steps", "--value_clip=1e9"),
+    "EOS rule": ("few answers end", NO_RULE),
+    "whitened advantages": ("a short run", NOT_WHITE),
+    "critic from the reward model": ("a short run", CRITIC_FROM_SFT),
+    "average of the weights": ("a long run", "--ema=0"),
+    "KL penalty": ("a weak reward model", "--beta=0"),
 }
-METRICS = {"gold": "gold score", "kl": "KL to SFT, nats an answer", "score": "reward-model score"}
 
 
 def changed(function, old, new):
@@ -62,91 +90,117 @@ def changed(function, old, new):
     return f"exec({code!r}, vars(sys.modules[{module!r}]))"
 
 
-def at(log, iterations):
-    """What a log says after so many iterations.
+def weak_reward_model(args, source, seed):
+    """The folder with a reward.pt that has learnt from few comparisons."""
+    names = ("sft.pt", "comparisons.jsonl")
+    out = lib.variant(source, lib.scratch(args, f"details/weak-{seed}"), *names)
+    rate = [] if args.quick else [f"--size={SIZE}", *rates(SIZE, lr=6e-4)]
+    lib.stage(args, "reward", out, seed, *rate, patch=FEWER.format(prompts=WEAK))
+    return out
 
-    gold and score are of its 256 held-out prompts; the others are means over five rollouts.
-    """
-    rows = [row for row in log if row["step"] < iterations]
-    last = rows[-5:]
+
+def at_end(log):
+    """What a run's log says → a row."""
+    state = {"first": None, "raised": []}
+    for row in log:
+        alarms(row, state)
+    gold = [row["eval/gold"] for row in log if "eval/gold" in row]
+    ends = {"kl": "objective/kl", "entropy": "objective/entropy", "eos": "response/eos_fraction"}
     return {
-        "gold": rows[-1]["eval/gold"],
-        "score": rows[-1]["eval/score"],
-        **{k: float(np.mean([r["objective/" + k] for r in last])) for k in ("kl", "entropy")},
-        "length": float(np.mean([r["response/length"] for r in last])),
-        "pretrain_loss": rows[-1]["eval/pretrain_loss"],
+        "gold": float(np.mean(gold[-3:])),
+        "gold_best": max(gold),
+        **{k: float(np.mean([row[name] for row in log[-5:]])) for k, name in ends.items()},
+        "eos_first": log[0]["response/eos_fraction"],
+        "step": max(row["policy/approxkl_avg"] for row in log),
+        "alarms": " ".join(name.rpartition("/")[2] for name in state["raised"]),
     }
 
 
-def job(args, seed, what, iterations):
-    if what == "default":
-        return at(read_log(f"{lib.checkpoints(args, seed, 'ppo')}/ppo.jsonl"), iterations)
-    source, (flags, change) = lib.checkpoints(args, seed), DETAILS[what]
-    name = "".join(c if c.isalnum() else "-" for c in what)
-    out = lib.scratch(args, f"details/{name}-{iterations}-{seed}")
-    lib.variant(source, out, "sft.pt", "reward.pt")
-    flags = [f"--iterations={iterations}", *flags]
-    lib.stage(args, "ppo", out, seed, *flags, patch=changed(*change) if change else "")
-    return at(read_log(f"{out}/ppo.jsonl"), iterations)
+def job(args, condition, without, seed):
+    """A run in a condition, without a detail or as the control → its row."""
+    flags, times, code = CONDITIONS[condition]
+    change = DETAILS[without][1] if without != "control" else ""
+    if isinstance(change, tuple):
+        code += "\n" + changed(*change)
+    else:
+        flags += " " + change
+    source = os.path.dirname(tuned(args, SIZE, seed, "reward"))
+    if condition == "a weak reward model":
+        source = weak_reward_model(args, source, seed)
+    name = "".join(c if c.isalnum() else "-" for c in f"{condition} {without} {seed}")
+    out = lib.variant(source, lib.scratch(args, f"details/{name}"), "sft.pt", "reward.pt")
+    flags = ["--beta=0.3", "--ema=0", "--eval_every=3", *flags.split()]
+    if args.quick:
+        flags += lib.QUICK["ppo"]
+    else:
+        flags += [f"--size={SIZE}", *rates(SIZE, lr=times * 2e-4, critic_lr=times * 5e-4)]
+    quiet = "\nppo.log_answers = lambda *a: None"
+    lib.stage(args, "ppo", out, seed, *flags, patch=NO_TEXT + quiet + code)
+    return at_end(read_log(f"{out}/ppo.jsonl"))
+
+
+def make_base(args):
+    return base(args, SIZE)
 
 
 def main():
-    flag = {"type": value_of(int), "default": 0, "help": "default 30, with --quick 2"}
-    args = lib.arguments(__doc__, 5, ("--iterations", flag))
-    iterations = args.iterations or (2 if args.quick else 30)
-    names = ["default", *DETAILS]
-    if args.quick:  # those that change code
-        names = ["default", *(name for name, (_, change) in DETAILS.items() if change)]
-    jobs = [
-        ((what, iterations, seed), lambda what=what, seed=seed: job(args, seed, what, iterations))
-        for seed in args.seeds
-        for what in names
-    ]
-    rows = lib.collect(args, lib.place(args, "details.csv"), jobs, ["detail", "iterations", "seed"])
-    draw(args, [r for r in rows if r["iterations"] == iterations], iterations)
+    args = lib.arguments(__doc__, 3)
+    args.base = f"out/sizes/{SIZE}/pretrain.pt"
+    details = ["EOS rule"] if args.quick else list(DETAILS)
+    cells = dict.fromkeys((DETAILS[d][0], x) for d in details for x in ("control", d))
+    keys = [(*cell, seed) for seed in args.seeds for cell in cells]
+    jobs = [(key, functools.partial(job, args, *key)) for key in keys]
+    path = lib.place(args, "details.csv")
+    rows = lib.collect(args, path, jobs, ["condition", "without", "seed"], make_base)
+    table(cells, rows)
+    draw(args, details, rows)
 
 
-def differences(rows, what, metric):
-    """This detail's value minus the default's of the same seed, for the seeds that have both."""
-    value = {(r["detail"], r["seed"]): r[metric] for r in rows}
-    both = [seed for detail, seed in value if detail == what and ("default", seed) in value]
-    return np.array([value[what, seed] - value["default", seed] for seed in both])
+def values(rows, condition, without, column):
+    """{seed: value}"""
+    return {
+        r["seed"]: r[column] for r in rows if (r["condition"], r["without"]) == (condition, without)
+    }
 
 
-def table(names, default, cells):
-    print(f"{'':58s}" + "".join(f"{m:>18s}" for m in METRICS))
-    print(f"{'default':58s}" + "".join(f"{default[m]:18.3f}" for m in METRICS))
-    for name in names:
-        line = [f"{cells[name, m][0]:+10.3f} ±{cells[name, m][1]:6.3f}" for m in METRICS]
-        print(f"{name:58s}" + "".join(line))
+def lost(rows, detail, column):
+    """What a detail is worth: the control less the run without it, of each seed."""
+    condition = DETAILS[detail][0]
+    a, b = (values(rows, condition, x, column) for x in ("control", detail))
+    return [a[seed] - b[seed] for seed in a if seed in b]
 
 
-def draw(args, rows, iterations):
-    names = [n for n in DETAILS if any(r["detail"] == n for r in rows)]
-    default = {m: np.mean([r[m] for r in rows if r["detail"] == "default"]) for m in METRICS}
-    cells = {(name, m): lib.interval(differences(rows, name, m)) for name in names for m in METRICS}
-    table(names, default, cells)
-    fig, axes = lib.figure(len(METRICS), 1)
-    fig.set_size_inches(3.2 * len(METRICS) + 2.6, 0.34 * len(names) + 1.4)
-    for ax, m in zip(axes[0], METRICS):
-        for y, name in enumerate(reversed(names)):
-            mean, ci = cells[name, m]
-            half, color = 0 if np.isnan(ci) else ci, "#d55e00" if abs(mean) > ci else "#555555"
-            ax.errorbar(mean, y, xerr=half, fmt="o", color=color, capsize=2, ms=5)
-            each = differences(rows, name, m)
-            ax.plot(each, [y] * len(each), "|", color="#0072b2", ms=8)
-        ax.axvline(0, color="black", lw=0.8)
-        ax.set_title(f"{METRICS[m]}\ndefault: {default[m]:.2f}")
-        ax.set_xlabel("difference from the default")
-        labels = list(reversed(names)) if ax is axes[0, 0] else [""] * len(names)
-        ax.set_yticks(range(len(names)), labels)
-    seeds = len({r["seed"] for r in rows})
-    fig.suptitle(
-        "Few details of PPO matter in a run this short; the average of the weights lags behind, "
-        "and without a KL penalty the policy goes far\n"
-        f"one at a time turned off (or on), {iterations} iterations, {seeds} seeds (ticks), "
-        "mean with 95 % interval, orange where it leaves out 0",
-        fontsize=10,
+def table(cells, rows):
+    columns = ["gold", "gold_best", "kl", "step", "entropy", "eos_first", "eos"]
+    print(f"{'':50s}" + "".join(f"{c:>17s}" for c in columns) + "  alarms of all seeds")
+    for condition, without in cells:
+        mine = [lib.interval(list(values(rows, condition, without, c).values())) for c in columns]
+        said = " ".join(map(str, values(rows, condition, without, "alarms").values())).split()
+        name = condition + (f", no {without}" if without != "control" else "")
+        line = "".join(f"{mean:9.3f} ±{half:6.3f}" for mean, half in mine)
+        print(f"{name:50s}{line}  " + ", ".join(f"{x} {said.count(x)}" for x in set(said)))
+
+
+def draw(args, details, rows):
+    fig, axes = lib.figure(size=(7.2, 4.2))
+    ax, names, helps = axes[0, 0], [], []
+    for y, detail in enumerate(details):
+        each, condition = lost(rows, detail, "gold"), DETAILS[detail][0]
+        mean, half = lib.interval(each)
+        print(f"{detail} ({condition}): worth {mean:+.3f} ± {half:.3f} of gold")
+        colour = "#d55e00" if abs(mean) > half else "#555555"
+        ax.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="o", capsize=3, color=colour)
+        ax.plot(each, [y] * len(each), "|", color="#0072b2", ms=9)
+        gold = np.mean(list(values(rows, condition, "control", "gold").values()))
+        names.append(f"{detail}\n{condition}: {gold:.2f} with it")
+        helps += [detail] if mean > half else []
+    ax.set_yticks(range(len(details)), names)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", lw=0.8)
+    ax.set_xlabel("gold score with the detail, less without it")
+    ax.set_title(
+        f"Where each could matter, gold is higher with {', '.join(helps) or 'none for sure'};\n"
+        "the others can't be told from nothing, or cost something"
     )
     lib.finish(fig, lib.place(args, "details.png"))
 

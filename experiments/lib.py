@@ -26,6 +26,7 @@ from data.vocab import Vocab
 from plumbing.checkpoint import load, model_from
 from plumbing.command_line import Parser, value_of
 from plumbing.device import pick_dtype
+from plumbing.stages import script_of
 from ppo import forward_logprobs
 from rollout import in_chunks, reward_scores, sample_rollout
 
@@ -86,6 +87,7 @@ command_line.entry({name}.main)
 def stage(args, name, out, seed, *flags, patch=""):
     """Run a stage's script unless OUT/<name>.pt is there; its output goes to OUT/log.txt.
 
+    name: pretrain, sft, reward or ppo; of a further round: reward-2, ppo-2, …
     patch: Python that is run before main(), e.g. "ppo.masked_whiten = lambda x, mask: x".
     The table after PPO is left out. Raises RuntimeError if the stage fails.
     """
@@ -95,9 +97,11 @@ def stage(args, name, out, seed, *flags, patch=""):
             return
         os.makedirs(out, exist_ok=True)
         base = [] if name == "pretrain" else [f"--base={base_of(args)}"]
-        quick = ["--size=smoke", *QUICK[name]] if args.quick else []
-        flags = [f"--seed={seed}", f"--out={out}", *base, *quick, *flags]
-        code = START.format(name=name, patch=patch)
+        script, *of_round = script_of(name)
+        script = script.removesuffix(".py")
+        quick = ["--size=smoke", *QUICK[script]] if args.quick else []
+        flags = [f"--seed={seed}", f"--out={out}", *base, *quick, *of_round, *flags]
+        code = START.format(name=script, patch=patch)
         if run_script(["-c", code, *flags], os.path.join(out, "log.txt")):
             raise RuntimeError(f"{name}.py failed; its message is in {out}/log.txt")
 

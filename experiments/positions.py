@@ -31,7 +31,7 @@ Text.batch = lambda text, rows, rng: whole(text, rows, rng)[:, :{length} + 1]"""
 def base(args, length, seed):
     """The path of a base trained on windows of `length` tokens; made if it is missing."""
     out = lib.scratch(args, f"positions/{length}-{seed}")
-    flags = ["--size=micro", "--no-muon", "--steps=2000", *rates("micro", lr=4e-3)]
+    flags = ["--size=micro", "--no-muon", "--steps=1000", *rates("micro", lr=4e-3)]
     flags = [] if args.quick else [*flags, f"--batch={ROWS // length}"]
     lib.stage(args, "pretrain", out, seed, *flags, patch=SHORTER.format(length=length))
     return f"{out}/pretrain.pt"

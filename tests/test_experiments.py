@@ -9,12 +9,14 @@ import types
 import abilities
 import bands
 import beta
+import details
 import figure1
 import lib
 import mix
 import numpy as np
 import overoptimise
 import pytest
+import rounds
 from conftest import ROOT, run_main
 from data import load_judge, meaning_of
 from prepare import SHARES
@@ -63,6 +65,44 @@ def test_gold_at_a_kl_is_where_a_run_first_passed_it():
     assert beta.gold_at(0.5, path) == pytest.approx(0.75), "not the first time that it was there"
     assert beta.gold_at(2, path) == pytest.approx(0.7), "not between its two measurements"
     assert np.isnan(beta.gold_at(4, path)), "the run never went so far"
+    free = [{"kl": kl, "gold": 0.5 + kl / 10} for kl in (0, 1, 2, 3)]
+    steered = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0), (1, 0.7), (2, 0.8), (9, 0.9)]]
+    assert beta.above(steered, free) == pytest.approx(0.1), "the end is not at the same KL"
+
+
+def test_a_detail_that_helps_is_worth_more_than_nothing():
+    """Control less the run without it, of the same seed and condition; the others don't count."""
+    golds = {
+        ("few answers end", "control"): [0.5, 0.7],
+        ("few answers end", "EOS rule"): [0.4, 0.6],
+        ("a long run", "control"): [0.9, 0.9],
+    }
+    rows = [
+        {"condition": condition, "without": x, "seed": seed, "gold": gold}
+        for (condition, x), of_seeds in golds.items()
+        for seed, gold in enumerate(of_seeds)
+    ]
+    assert details.lost(rows, "EOS rule", "gold") == pytest.approx([0.1, 0.1])
+
+
+def test_details_that_are_code_fit_the_source():
+    for detail, (condition, change) in details.DETAILS.items():
+        assert condition in details.CONDITIONS, detail
+        if isinstance(change, tuple):
+            assert details.changed(*change), f"{detail} is not turned off"
+
+
+def test_new_comparisons_are_compared_with_the_same_seed_without_them():
+    golds = {("new", 1): [0.4, 0.8], ("new", 2): [0.6, 0.9], ("same", 2): [0.5, 0.8]}
+    rows = [
+        {"way": way, "round": n, "seed": seed, "gold": gold}
+        for (way, n), of_seeds in golds.items()
+        for seed, gold in enumerate(of_seeds)
+    ]
+    mean, half = rounds.difference(rows, 2, "gold")
+    assert mean == pytest.approx(0.1), "what new comparisons bring has the wrong sign"
+    assert half == pytest.approx(0, abs=1e-9), "seeds are not compared each with itself"
+    assert rounds.values(rows, "same", 1, "gold") == {0: 0.4, 1: 0.8}, "round 1 is of both ways"
 
 
 def of_stages(**values):
