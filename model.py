@@ -43,6 +43,7 @@ SIZES = {
     "micro": (2, 4, 48, 128),
     "tiny": (4, 4, 128, 128),
     "mini": (6, 6, 192, 128),
+    "midi": (6, 9, 288, 128),
     "gpt1": (12, 12, 768, 512),             # Radford et al. 2018
     "gpt2": (12, 12, 768, 1024),            # Radford et al. 2019, table 2
     "gpt2-medium": (24, 16, 1024, 1024),
@@ -220,12 +221,11 @@ class GPT(Trunk):
         for special tokens. Raises FileNotFoundError, or ValueError that names what is wrong.
         """
         config, weights = gpt2.read_weights(name)
-        rows = config["vocab_size"]
-        model = cls(GPTConfig(**config | {"vocab_size": max(vocab_size, rows)}))
+        rows = max(vocab_size, config["vocab_size"])
+        model = cls(GPTConfig(**config | {"vocab_size": rows}))
         state = model.state_dict()
         for key, weight in weights.items():     # rows beyond the file's stay: special tokens
-            target = state[key][:rows] if key == "wte.weight" else state[key]
-            target.copy_(weight)
+            state[key][:len(weight)].copy_(weight)
         return model
 
     def save_pretrained(self, folder, vocab=None):
