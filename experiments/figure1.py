@@ -1,19 +1,20 @@
 """
-Figure 1 of the paper in miniature: who wins against the few-shot base of 100 times micro's size?
+Figure 1 of the paper in miniature: does PPO-ptx win against a base of 100 times its size?
 
     python experiments/figure1.py       # three seeds: figure1.csv, figure1.png, figure1_prompts.csv
     python experiments/figure1.py --seeds=5
 
-The paper finds that its smallest PPO-ptx is preferred to a few-shot-prompted base 100 times larger
-(Ouyang et al. 2022: 1.3 and 175 billion parameters). Here the models have 7, 57 and 793 thousand
-parameters without embeddings, and a base, midi, has 6.0 million: 106 times micro's 57 thousand. All
-learn from the same text, demonstrations and number of comparisons, with learning rates in
-proportion to 1 / width (tiny has the defaults). tiny and midi read 4.1M tokens of the text, the
-smaller ones 6.1M.
+The paper finds that its smallest PPO-ptx is preferred to a base of 100 times its size, also when
+that base has a few-shot prompt (Ouyang et al. 2022, section 1: 1.3 and 175 billion parameters).
+Here the models have 7, 57 and 793 thousand parameters without embeddings, and a base, midi, has 6.0
+million: 106 times micro's 57 thousand. All learn from the same text, demonstrations and number of
+comparisons, with learning rates in proportion to 1 / width (tiny has the defaults). tiny and midi
+read 4.1M tokens of the text, the smaller ones 6.1M.
 
 Every model answers the held-out prompts of the final half once, at temperature 1. The better of two
-answers is the one with the higher gold score; ties count half. Opponents: midi's few-shot base,
-each seed that of another pretraining (win_few_shot), and tiny's SFT of seed 1 (win).
+answers is the one with the higher gold score; ties count half. win is against tiny's SFT of seed 1,
+win_base against midi's base without examples, and win_nano to win_midi against the few-shot base of
+a size; the bases of a seed are those of another pretraining.
 
 The few-shot prompt is put before the prompt as a page of questions and answers, as the pretraining
 text has them, or as a chat. Each size takes the format that does best on the other half of the
@@ -211,12 +212,11 @@ def main():
     def job(size, model, seed):
         gold, length = answers(size, model, seed)
         row = dict(zip(("gold", "gold_ci"), mean_ci(gold.tolist())))
-        opponents = {
-            "win": answers("tiny", "sft", 1),
-            "win_few_shot": answers("midi", "few-shot", 1 + (seed - 1) % len(BASES)),
-        }
-        for column, (opponent, _) in opponents.items():
-            row[column], row[column + "_ci"] = mean_ci(wins(gold, opponent))
+        of = 1 + (seed - 1) % len(BASES)
+        opponents = {"win": ("tiny", "sft", 1), "win_base": ("midi", "base", of)}
+        opponents |= {f"win_{size}": (size, "few-shot", of) for size in LADDER}
+        for column, opponent in opponents.items():
+            row[column], row[column + "_ci"] = mean_ci(wins(gold, answers(*opponent)[0]))
         return {**row, "length": length, "parameters": parameters(size)}
 
     keys = [(size, model, seed) for size in LADDER for seed in args.seeds for model in MODELS]
@@ -247,36 +247,42 @@ def cell(found, column, **where):
     return mean, half, len(mine)
 
 
-OPPONENTS = {
-    "win": "SFT of {tiny:.0f} thousand",
-    "win_few_shot": "the few-shot base of {midi:,.0f} thousand",
-}
-
-
 def draw(args, found):
-    fig, axes = lib.figure(2, size=(4.6, 4.0))
-    sizes = {s: parameters(s) / 1e3 for s in LADDER}
-    for ax, (column, opponent) in zip(axes[0], OPPONENTS.items()):
-        for i, model in enumerate(MODELS):
-            cells = [cell(found, column, size=s, model=model) for s in LADDER]
-            points = [(x * 1.06 ** (i - 2), *c[:2]) for x, c in zip(sizes.values(), cells) if c]
-            ax.errorbar(*zip(*points), marker="o", capsize=3, label=LABELS[model])
+    fig, (axes,) = lib.figure(2, size=(4.6, 4.0))
+    sizes = [parameters(s) for s in LADDER]
+    for i, model in enumerate(MODELS):
+        cells = [cell(found, "win", size=s, model=model) for s in LADDER]
+        points = [(x * 1.06 ** (i - 2), *c[:2]) for x, c in zip(sizes, cells) if c]
+        axes[0].errorbar(*zip(*points), marker="o", capsize=3, label=LABELS[model])
+    axes[0].set_xlabel("parameters without embeddings")
+    axes[0].set_ylabel(f"win rate against SFT of {parameters('tiny') / 1e3:.0f} thousand")
+    for i, size in enumerate(TUNED):
+        cells = [cell(found, f"win_{s}", size=size, model="ppo-ptx") for s in LADDER]
+        points = [(x * 1.06 ** (i - 1), *c[:2]) for x, c in zip(sizes, cells)]
+        label = f"PPO-ptx of {parameters(size) / 1e3:.0f} thousand"
+        axes[1].errorbar(*zip(*points), marker="o", capsize=3, label=label, color=f"C{4 + i}")
+    axes[1].set_xlabel("parameters of the few-shot-prompted base")
+    axes[1].set_ylabel("win rate against that base")
+    for ax in axes:
         ax.axhline(0.5, color="grey", lw=0.8, ls=":")
-        ax.set(xscale="log", ylim=(0, 1), xlabel="thousand parameters without embeddings")
-        ax.set_ylabel(f"win rate against {opponent.format(**sizes)}")
-    mean, half, _ = cell(found, "win_few_shot", size="micro", model="ppo-ptx")
-    fig.suptitle(
-        f"PPO-ptx of {sizes['micro']:.0f} thousand parameters wins {mean:.0%} ± {half:.0%} against "
-        f"the few-shot base of {sizes['midi'] / sizes['micro']:.0f} times its size"
+        ax.set(xscale="log", ylim=(0, 1))
+        ax.legend()
+    (base_alone, d_base, _), (few_shot, d_few_shot, _) = (
+        cell(found, column, size="micro", model="ppo-ptx") for column in ("win_base", "win_midi")
     )
-    axes[0, 0].legend(loc="best")
+    fig.suptitle(
+        f"PPO-ptx of {parameters('micro') / 1e3:.0f} thousand parameters against the base of "
+        f"{sizes[-1] / parameters('micro'):.0f} times its size: it wins\n{base_alone:.0%} ± "
+        f"{d_base:.0%} if that is just asked, {few_shot:.0%} ± {d_few_shot:.0%} if that is "
+        "shown what a page of questions looks like"
+    )
     lib.finish(fig, lib.place(args, "figure1.png"))
 
 
 def table(found):
     columns = "".join(f"{s:>18s}" for s in LADDER)
     print(f"{'':22s}{columns}    mean of seeds ± 95 %, / number of them")
-    for column in ("gold", *OPPONENTS):
+    for column in ("gold", "win", "win_base", "win_midi"):
         for model in MODELS:
             cells = [cell(found, column, size=s, model=model) for s in LADDER]
             line = [f"{c[0]:9.3f} ±{c[1]:5.3f}/{c[2]}" if c else " " * 18 for c in cells]
