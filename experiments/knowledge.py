@@ -1,7 +1,7 @@
 """
 What a base of five sizes knows, and what it can read: is retrieval a substitute for parameters?
 
-    python experiments/knowledge.py     # three bases a size: knowledge.csv, knowledge.png
+    python experiments/knowledge.py     # three bases a size, one of the largest: knowledge.csv, .png
 
 An account of ChatGPT's ancestors says that GPT-3's parameters mostly hold knowledge, so that a
 model which looks it up could be much smaller (Fu et al. 2022). GPT-3's paper says that larger
@@ -28,7 +28,7 @@ import numpy as np
 from abilities import asked_few_shot, chosen, completed, mapping, of_kind
 from abilities import program as program_question
 from data.text import Text
-from figure1 import BASES, base, parameters
+from figure1 import BASES, base, bases_of, parameters
 from model import SIZES
 from plumbing.command_line import entry
 from prepare import ability_questions
@@ -138,7 +138,7 @@ def draw(args, rows):
 def main():
     args = lib.arguments(__doc__, len(BASES))
     run = lib.world()
-    keys = [(size, seed) for size in LADDER for seed in args.seeds if seed <= len(BASES)]
+    keys = [(size, seed) for size in LADDER for seed in args.seeds if seed <= bases_of(size)]
     jobs = [(k, lambda k=k: job(args, run, *k)) for k in keys]
     rows = lib.collect(args, lib.place(args, "knowledge.csv"), jobs, ["size", "seed"])
     table(rows)
