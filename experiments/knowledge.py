@@ -41,11 +41,10 @@ PATCH = f"import model; model.SIZES['between'] = {SIZES['between']}"
 ASKED = {"job": [0, 1, 2], "pet": [1, 2], "food": [1, 2], "colour": [0, 1], "home": [0, 1, 2]}
 # name in the CSV → label
 FACT_ROWS = {
-    "alone": "a fact, asked alone",
+    "alone": "facts, asked alone",
     "sentence": "after the sentence that says it",
-    "among": "that sentence among two others",
-    "stranger": "the same, of a person never heard of",
-    "changed, read": "the same, of a value that is not true",
+    "stranger": "that sentence of a person without facts,\namong two others",
+    "changed, read": "the same with a value that is not true",
 }
 OTHER_ROWS = {
     "lists": "lists",
@@ -131,7 +130,11 @@ def draw(args, rows):
         ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="parameters without embeddings")
         ax.legend()
     axes[0, 0].set_ylabel("share of questions that is right")
-    fig.suptitle("TITLE")
+    axes[0, 0].axhline(1 / 8, color="grey", lw=0.8, ls=":")
+    axes[0, 0].text(1.2e6, 0.14, "a guess among eight", color="grey")
+    fig.suptitle(
+        "More parameters know more facts, and the fact put in front does not stand in for them"
+    )
     lib.finish(fig, lib.place(args, "knowledge.png"))
 
 
