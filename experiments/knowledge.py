@@ -1,7 +1,7 @@
 """
 What a base of five sizes knows, and what it can read: is retrieval a substitute for parameters?
 
-    python experiments/knowledge.py     # three bases a size, one of the largest: knowledge.csv, .png
+    python experiments/knowledge.py     # three bases a size, one of midi: knowledge.csv, .png
 
 An account of ChatGPT's ancestors says that GPT-3's parameters mostly hold knowledge, so that a
 model which looks it up could be much smaller (Fu et al. 2022). GPT-3's paper says that larger
@@ -37,7 +37,7 @@ from world import FACTS, PEOPLE, STRANGERS, VALUES, say
 SIZES["between"] = (3, 4, 80, 128)
 LADDER = ["nano", "micro", "between", "tiny", "midi"]
 PATCH = f"import model; model.SIZES['between'] = {SIZES['between']}"
-# the wordings of world.SAY_FACT that end with the value, but for "Mia has a", which may go on anyhow
+# the wordings of world.SAY_FACT that end with the value; not "Mia has a", which may go on anyhow
 ASKED = {"job": [0, 1, 2], "pet": [1, 2], "food": [1, 2], "colour": [0, 1], "home": [0, 1, 2]}
 # name in the CSV → label
 FACT_ROWS = {
