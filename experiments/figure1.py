@@ -1,20 +1,28 @@
 """
-Figure 1 of the paper in miniature: who wins against the largest SFT model, at three sizes.
+Figure 1 of the paper in miniature: does PPO-ptx win against a base of 100 times its size?
 
     python experiments/figure1.py       # three seeds: figure1.csv, figure1.png, figure1_prompts.csv
     python experiments/figure1.py --seeds=5
 
-The models have 7, 57 and 793 thousand parameters without embeddings. All learn from the same 4.9M
-tokens, demonstrations and number of comparisons, with learning rates in proportion to 1 / width
-(tiny has the defaults). Every model answers the held-out prompts of the final half once, at
-temperature 1. The better of two answers is the one with the higher gold score; ties count half. The
-opponent is one model for all: SFT at the largest size, seed 1.
+The paper finds that its smallest PPO-ptx is preferred to a base of 100 times its size, also when
+that base has a few-shot prompt (Ouyang et al. 2022, section 1: 1.3 and 175 billion parameters).
+Here the models have 7, 57 and 793 thousand parameters without embeddings, and a base, midi, has 6.0
+million: 106 times micro's 57 thousand. All learn from the same text, demonstrations and number of
+comparisons, with learning rates in proportion to 1 / width (tiny has the defaults). tiny and midi
+read 4.1M tokens of the text, the smaller ones 6.1M. Below tiny PPO's β is 0.3, see `preferred`.
+
+Every model answers the held-out prompts of the final half once, at temperature 1. The better of two
+answers is the one with the higher gold score; ties count half. win is against tiny's SFT of seed 1,
+win_base against midi's base without examples, and win_nano to win_midi against the few-shot base of
+a size, the first of its three. midi has one base, since it takes 25 minutes.
 
 The few-shot prompt is put before the prompt as a page of questions and answers, as the pretraining
-text has them. Each size takes the format that does best on the other half of the held-out prompts.
+text has them, or as a chat. Each size takes the format that does best on the other half of the
+held-out prompts. "none" has no example: a page with the prompt alone.
 """
 
 import functools
+import os
 
 import lib
 
@@ -27,7 +35,8 @@ from evaluate import mean_ci, wins
 from model import GPT, SIZES, config_for
 from plumbing.command_line import entry
 
-LADDER = ["nano", "micro", "tiny"]
+TUNED = ["nano", "micro", "tiny"]
+LADDER = [*TUNED, "midi"]  # of midi there is a base only
 MODELS = ["base", "few-shot", "sft", "ppo", "ppo-ptx"]
 BASES = [1337, 1, 2]  # seeds of pretraining; the stages after it all start from the first
 STORY = (
@@ -37,15 +46,22 @@ STORY = (
 HARM = ("How can I scare Nora at night?", "Please do not do that. It would hurt Nora.")
 UNKNOWN = ("What is Lars's job?", "I have never heard of Lars.")
 LIST = ("Name two tools.", "Two tools are saw and rake.")
+JOB = ("What does Mia do for a living?", "Mia works as a miller.")
+PET = ("What is Emil's pet?", "The pet of Emil is a dog.")
 FORMATS = {
+    "none": ("page", []),
     "story": ("page", [STORY]),
     "story, list": ("page", [STORY, LIST]),
     "harm, unknown": ("page", [HARM, UNKNOWN]),
+    "pet, job": ("page", [PET, JOB]),
+    "four short": ("page", [LIST, JOB, HARM, UNKNOWN]),
+    "chat: none": ("chat", []),
     "chat: harm, unknown": ("chat", [HARM, UNKNOWN]),
+    "chat: four short": ("chat", [LIST, JOB, HARM, UNKNOWN]),
 }
 LABELS = {
     "base": "base",
-    "few-shot": "base, few-shot prompt",
+    "few-shot": "base, its best prompt",
     "sft": "SFT",
     "ppo": "PPO (γ = 0)",
     "ppo-ptx": "PPO-ptx",
@@ -117,8 +133,8 @@ def sft_flags(size):
     return ["--no-muon", *rates(size, lr=1e-3)]
 
 
-def base(args, size, seed=1337):
-    """The path of a base; made if it is missing."""
+def base(args, size, seed=1337, patch=""):
+    """The path of a base; made if it is missing. patch: of lib.stage."""
     if args.quick:
         lib.checkpoints(args, 1)
         return lib.base_of(args)
@@ -129,8 +145,9 @@ def base(args, size, seed=1337):
         out = f"out/sizes/{size}" if default else f"out/sizes/{size}-{seed}"
     flags = [f"--size={size}", *rates(size, lr=4e-3)]
     if size != "tiny":
-        flags += ["--no-muon", "--steps=4000", "--batch=12"]
-    lib.stage(args, "pretrain", out, seed, *flags)
+        # midi reads as many tokens as tiny, the smaller ones half as many again
+        flags += ["--no-muon", f"--steps={2667 if size == 'midi' else 4000}", "--batch=12"]
+    lib.stage(args, "pretrain", out, seed, *flags, patch=patch)
     return f"{out}/pretrain.pt"
 
 
@@ -156,6 +173,22 @@ def tuned(args, size, seed, model):
     return f"{out}/ppo.pt"
 
 
+def preferred(args, size, seed, model):
+    """As `tuned`, but PPO below tiny has the β that methods.py chose for micro, on another seed.
+
+    With the default's 0.1 its weak reward model is over-optimised.
+    """
+    if size == "tiny" or args.quick or model == "sft":
+        return tuned(args, size, seed, model)
+    source = os.path.dirname(tuned(args, size, seed, "reward"))
+    out = lib.scratch(args, f"figure1/{model}-{size}-{seed}")
+    lib.variant(source, out, "sft.pt", "reward.pt")
+    flags = [f"--size={size}", f"--base={base(args, size)}", *rates(size, lr=2e-4, critic_lr=5e-4)]
+    gamma = {"ppo": 0, "ppo-ptx": 1}[model]
+    lib.stage(args, "ppo", out, seed, *flags, "--beta=0.3", f"--ptx_coef={gamma}")
+    return f"{out}/ppo.pt"
+
+
 # ---- results ----
 
 
@@ -167,7 +200,8 @@ def best_formats(args, run, rows):
         mean, ci = mean_ci(gold.tolist())
         return {"gold": mean, "gold_ci": ci}
 
-    keys = [(size, how) for size in LADDER for how in FORMATS]
+    formats = list(FORMATS)[: 2 if args.quick else None]
+    keys = [(size, how) for size in LADDER for how in formats]
     jobs = [(k, lambda k=k: job(*k)) for k in keys]
     tried = lib.collect(args, lib.place(args, "figure1_prompts.csv"), jobs, ["size", "format"])
     best = {}
@@ -180,36 +214,38 @@ def best_formats(args, run, rows):
 def main():
     args = lib.arguments(__doc__, 3)
     run = lib.world()
-    path, n = f"{run.folder}/prompts.jsonl", 60 if args.quick else None
+    path, n = f"{run.folder}/prompts.jsonl", 20 if args.quick else None
     rows, other_half = (read_heldout(path, ["prompt"], final=x)[:n] for x in (True, False))
-    best = best_formats(args, run, other_half)
+    best = best_formats(args, run, other_half[:500])
 
     @functools.cache
     def answers(size, model, seed):
         if model in MODELS[:2]:
             path = base(args, size, BASES[seed - 1])
         else:
-            path = tuned(args, size, seed, model)
+            path = preferred(args, size, seed, model)
         return marks(run, lib.network(path), rows, best[size] if model == "few-shot" else None)
-
-    opponents = {
-        "win": answers(LADDER[-1], "sft", 1)[0],
-        "win_few_shot": answers(LADDER[-1], "few-shot", 1)[0],
-    }
 
     def job(size, model, seed):
         gold, length = answers(size, model, seed)
-        row = {"gold": float(gold.mean())}
+        row = dict(zip(("gold", "gold_ci"), mean_ci(gold.tolist())))
+        opponents = {"win": ("tiny", "sft", 1), "win_base": ("midi", "base", 1)}
+        opponents |= {f"win_{s}": (s, "few-shot", 1) for s in LADDER}
         for column, opponent in opponents.items():
-            row[column], row[column + "_ci"] = mean_ci(wins(gold, opponent))
+            row[column], row[column + "_ci"] = mean_ci(wins(gold, answers(*opponent)[0]))
         return {**row, "length": length, "parameters": parameters(size)}
 
     keys = [(size, model, seed) for size in LADDER for seed in args.seeds for model in MODELS]
-    keys = [k for k in keys if k[1] not in MODELS[:2] or k[2] <= len(BASES)]
+    keys = [k for k in keys if k[1] not in MODELS[:2] or k[2] <= bases_of(k[0])]
+    keys = [k for k in keys if k[1] in MODELS[:2] or k[0] in TUNED]
     jobs = [(k, lambda k=k: job(*k)) for k in keys]
     found = lib.collect(args, lib.place(args, "figure1.csv"), jobs, ["size", "model", "seed"])
     draw(args, found)
     table(found)
+
+
+def bases_of(size):
+    return 1 if size == "midi" else len(BASES)
 
 
 def parameters(size):
@@ -232,33 +268,41 @@ def cell(found, column, **where):
 
 
 def draw(args, found):
-    fig, axes = lib.figure(size=(6.4, 4.4))
-    ax = axes[0, 0]
-    sizes = [next(r["parameters"] for r in found if r["size"] == s) for s in LADDER]
+    fig, (axes,) = lib.figure(2, size=(4.6, 4.0))
+    sizes = [parameters(s) for s in LADDER]
     for i, model in enumerate(MODELS):
         cells = [cell(found, "win", size=s, model=model) for s in LADDER]
         points = [(x * 1.06 ** (i - 2), *c[:2]) for x, c in zip(sizes, cells) if c]
-        ax.errorbar(*zip(*points), marker="o", capsize=3, label=LABELS[model])
-    ax.axhline(0.5, color="grey", lw=0.8, ls=":")
-    ax.set_xscale("log")
-    ax.set_xlabel("parameters without embeddings")
-    ax.set_ylim(0, 1)
-    ax.set_ylabel(f"win rate against SFT of {sizes[-1] / 1e3:.0f} thousand parameters")
-    cells = [cell(found, "win_few_shot", size=s, model="ppo-ptx") for s in LADDER[:2]]
-    (small, d_small, _), (middle, d_middle, _) = cells
-    ax.set_title(
-        f"Against the few-shot-prompted base of {sizes[2] / 1e3:.0f} thousand parameters, "
-        f"PPO-ptx wins\n{small:.0%} ± {d_small:.0%} with a {sizes[2] / sizes[0]:.0f}th of its "
-        f"size, {middle:.0%} ± {d_middle:.0%} with a {sizes[2] / sizes[1]:.0f}th"
+        axes[0].errorbar(*zip(*points), marker="o", capsize=3, label=LABELS[model])
+    axes[0].set_xlabel("parameters without embeddings")
+    axes[0].set_ylabel(f"win rate against SFT of {parameters('tiny') / 1e3:.0f} thousand")
+    for i, size in enumerate(TUNED):
+        cells = [cell(found, f"win_{s}", size=size, model="ppo-ptx") for s in LADDER]
+        points = [(x * 1.06 ** (i - 1), *c[:2]) for x, c in zip(sizes, cells)]
+        label = f"PPO-ptx of {parameters(size) / 1e3:.0f} thousand"
+        axes[1].errorbar(*zip(*points), marker="o", capsize=3, label=label, color=f"C{4 + i}")
+    axes[1].set_xlabel("parameters of a base with its best prompt")
+    axes[1].set_ylabel("win rate against that base")
+    for ax in axes:
+        ax.axhline(0.5, color="grey", lw=0.8, ls=":")
+        ax.set(xscale="log", ylim=(0, 1))
+        ax.legend()
+    (base_alone, d_base, _), (few_shot, d_few_shot, _) = (
+        cell(found, column, size="micro", model="ppo-ptx") for column in ("win_base", "win_midi")
     )
-    ax.legend(loc="best")
+    fig.suptitle(
+        f"PPO-ptx of {parameters('micro') / 1e3:.0f} thousand parameters against the base of "
+        f"{sizes[-1] / parameters('micro'):.0f} times its size: it wins {base_alone:.0%} ± "
+        f"{d_base:.0%}\nif that is simply asked, {few_shot:.0%} ± {d_few_shot:.0%} if the prompt "
+        "is put to it as a page of questions"
+    )
     lib.finish(fig, lib.place(args, "figure1.png"))
 
 
 def table(found):
     columns = "".join(f"{s:>18s}" for s in LADDER)
-    print(f"{'':22s}{columns}    win rate against the largest SFT, mean of seeds")
-    for column in ("win", "win_few_shot"):
+    print(f"{'':22s}{columns}    mean of seeds ± 95 %, / number of them")
+    for column in ("gold", "win", "win_base", "win_midi"):
         for model in MODELS:
             cells = [cell(found, column, size=s, model=model) for s in LADDER]
             line = [f"{c[0]:9.3f} ±{c[1]:5.3f}/{c[2]}" if c else " " * 18 for c in cells]

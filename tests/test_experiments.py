@@ -11,12 +11,14 @@ import bands
 import beta
 import details
 import figure1
+import knowledge
 import lib
 import mix
 import numpy as np
 import overoptimise
 import pytest
 import rounds
+import world
 from conftest import ROOT, run_main
 from data import load_judge, meaning_of
 from prepare import SHARES
@@ -103,6 +105,23 @@ def test_new_comparisons_are_compared_with_the_same_seed_without_them():
     assert mean == pytest.approx(0.1), "what new comparisons bring has the wrong sign"
     assert half == pytest.approx(0, abs=1e-9), "seeds are not compared each with itself"
     assert rounds.values(rows, "same", 1, "gold") == {0: 0.4, 1: 0.8}, "round 1 is of both ways"
+
+
+@pytest.mark.parametrize("where", ["alone", "sentence", "among", "stranger", "changed"])
+def test_a_fact_in_the_prompt_is_said_by_one_sentence_alone(where):
+    rng = random.Random(1)
+    for _ in range(100):
+        row = knowledge.question(where, rng)
+        *before, asked = row["text"].split(". ")
+        (value,), (truth,) = row["answers"], row["truth"]
+        assert len(before) == {"alone": 0, "sentence": 1}.get(where, 3)
+        shown = sum(value in sentence for sentence in before)
+        assert shown == (where != "alone"), "another sentence has the value too: no need to read"
+        assert (value == truth) == (where not in ("stranger", "changed"))
+        assert value == truth or truth not in row["text"], "memory's answer is in the prompt too"
+        assert asked not in before, "the sentence in front has the same words"
+        names = [name for name in world.EVERYONE if name in asked.split()]
+        assert len(names) == 1 and (names[0] in world.STRANGERS) == (where == "stranger")
 
 
 def of_stages(**values):
@@ -269,8 +288,11 @@ def test_examples_before_a_prompt_leave_room_for_an_answer_and_the_prompt_whole(
     assert 60 < len(vocab.prompt(long)) < 90
     for how, (kind, examples) in figure1.FORMATS.items():
         first = vocab.decode(figure1.with_examples(vocab, short, how, 80))
-        assert examples[0][0] in first or len(examples) > 1
-        assert examples[-1][1] in first, "the example that is closest to the prompt is left out"
+        for question, answer in examples[-1:]:
+            assert question in first or len(examples) > 1
+            assert answer in first, "the example that is closest to the prompt is left out"
+        for question, _ in examples:
+            assert abilities.split_of(question) == "train", f"{question} may be a held-out prompt"
         ids = figure1.with_examples(vocab, long, how, 110)
         assert len(ids) <= 110, "no room is left for an answer"
         alone = figure1.with_examples(vocab, long, how, 0)
