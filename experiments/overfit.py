@@ -1,0 +1,150 @@
+"""
+An SFT model that overfits: do more epochs help all the same?
+
+    python experiments/overfit.py               # 57 thousand parameters, 3 seeds: overfit.csv, .png
+    python experiments/overfit.py --size=tiny   # 957 thousand: overfit_tiny.csv
+
+Ouyang et al. 2022 (section 3.5): SFT models overfit on validation loss after one epoch, but more
+epochs help both the reward model's score and people's ratings. Theirs has 16, and the reward model
+picks. Here it sees 2,000 of the 30,000 demonstrations 16 times, without pretraining text. After
+each epoch: the loss on held-out demonstrations and on those trained on, the score of the seed's own
+reward model, and gold. PPO (γ = 0) with that reward model starts from epochs 1, 4 and 16.
+
+A policy answers 900 held-out prompts once. KL is to the SFT model that PPO started from. The reward
+model learnt from answers of an SFT model of all demonstrations.
+"""
+
+import functools
+import os
+
+import lib
+
+import numpy as np
+from data import read_jsonl
+from figure1 import base, rates, sft_flags, tuned
+from plumbing.checkpoint import load, save
+from plumbing.command_line import entry
+from sft import encode_demonstrations, heldout_loss
+
+DEMONSTRATIONS, BATCH, EPOCHS, STARTS = 2000, 64, 16, [1, 4, 16]
+# run before sft.main(): the model of each epoch is kept
+EACH_EPOCH = """
+def also(run, step, then=Run.checkpoint, **parts):
+    if step % {steps} == 0:
+        kept = run.content(parts['model'], {{}})
+        checkpoint.save(f'{{run.config.out}}/epoch-{{step // {steps}}}.pt', kept)
+    then(run, step, **parts)
+Run.checkpoint = also"""
+
+
+def flags_of(args, *of_stage):
+    return [] if args.quick else [f"--size={args.size}", f"--base={args.base}", *of_stage]
+
+
+def sft_of_epoch(args, epoch, seed):
+    """The path of the model after an epoch; all are made if one is missing."""
+    out, n = lib.scratch(args, f"overfit/{args.size}-{seed}"), 64 if args.quick else DEMONSTRATIONS
+    flags = flags_of(args, *sft_flags(args.size))
+    flags += [f"--demonstrations={n}", f"--epochs={args.epochs}", f"--batch={BATCH}"]
+    patch = EACH_EPOCH.format(steps=-(-n // BATCH))
+    lib.stage(args, "sft", out, seed, *flags, "--pretrain_mix=0", patch=patch)
+    return f"{out}/epoch-{epoch}.pt"
+
+
+def ppo_from(args, epoch, seed):
+    """The path of PPO from an epoch; made if it is missing."""
+    out = lib.scratch(args, f"overfit/{args.size}-{seed}-ppo-{epoch}")
+    os.makedirs(out, exist_ok=True)
+    if not os.path.exists(f"{out}/reward.pt"):
+        save(f"{out}/sft.pt", load(sft_of_epoch(args, epoch, seed)))
+        # without parents, since it was trained on answers of the other SFT
+        save(f"{out}/reward.pt", {**load(tuned(args, args.size, seed, "reward")), "parents": {}})
+    flags = flags_of(args, *rates(args.size, lr=2e-4, critic_lr=5e-4))
+    lib.stage(args, "ppo", out, seed, *flags, "--ptx_coef=0", "--beta=0.3", "--eval_every=40")
+    return f"{out}/ppo.pt"
+
+
+def job(args, run, demonstrations, model, epoch, seed):
+    sft = lib.network(sft_of_epoch(args, epoch, seed))
+    policy = sft if model == "SFT" else lib.network(ppo_from(args, epoch, seed))
+    reward_model = lib.network(tuned(args, args.size, seed, "reward"))
+    rows = lib.heldout(run, 40 if args.quick else 900)
+    marks = lib.measure(run, policy, sft, reward_model, rows)
+    losses = {name: heldout_loss(policy, x, run.vocab) for name, x in demonstrations.items()}
+    return losses | {k: float(marks[k].mean()) for k in ("score", "gold", "kl", "length")}
+
+
+def main():
+    size = ("--size", {"choices": ["micro", "tiny"], "default": "micro", "help": "of the models"})
+    args = lib.arguments(__doc__, 3, size)
+    args.base, args.epochs = base(args, args.size), 2 if args.quick else EPOCHS
+    run = lib.world()
+    path = f"{run.folder}/demonstrations.jsonl"
+    demonstrations = {
+        name: encode_demonstrations(
+            read_jsonl(path, ["prompt", "response"], split)[:1000], run.vocab
+        )
+        for name, split in (("loss", "heldout"), ("loss_trained_on", "train"))
+    }
+    keys = [("SFT", epoch) for epoch in range(1, args.epochs + 1)]
+    keys += [("PPO", epoch) for epoch in STARTS if epoch in (1, args.epochs) or not args.quick]
+    keys = [(*key, seed) for seed in args.seeds for key in keys]
+    jobs = [(key, functools.partial(job, args, run, demonstrations, *key)) for key in keys]
+    name = "overfit" if args.size == "micro" else "overfit_tiny"
+    csv = lib.place(args, name + ".csv")
+    rows = lib.collect(args, csv, jobs, ["model", "epoch", "seed"], lambda args: args.base)
+    table(rows, args.epochs)
+    draw(args, name, rows)
+
+
+def values(rows, model, epoch, column):
+    """{seed: value}"""
+    mine = [r for r in rows if r["model"] == model and r["epoch"] == epoch]
+    return {r["seed"]: r[column] for r in mine}
+
+
+def table(rows, last):
+    columns = ["loss", "loss_trained_on", "score", "gold", "length", "kl"]
+    print(f"{'':14s}" + "".join(f"{c:>18s}" for c in columns))
+    for model, epoch in dict.fromkeys((r["model"], r["epoch"]) for r in rows):
+        cells = [lib.interval(list(values(rows, model, epoch, c).values())) for c in columns]
+        line = "".join(f"{mean:10.3f} ±{half:6.3f}" for mean, half in cells)
+        print(f"{model} epoch {epoch:3g}  {line}")
+    for model in ("SFT", "PPO"):
+        for epoch in STARTS[:2]:
+            for c in ("score", "gold"):
+                a, b = (values(rows, model, e, c) for e in (last, epoch))
+                mean, half = lib.interval([a[s] - b[s] for s in a if s in b] or [np.nan])
+                print(
+                    f"{model}: {c} after epoch {last} above epoch {epoch}: {mean:+.3f} ± {half:.3f}"
+                )
+    for seed in sorted({r["seed"] for r in rows}):
+        mine = [r for r in rows if r["model"] == "SFT" and r["seed"] == seed]
+        by_loss, by_score = min(mine, key=lambda r: r["loss"]), max(mine, key=lambda r: r["score"])
+        picked = [f"{r['epoch']:g} (gold {r['gold']:.3f})" for r in (by_loss, by_score)]
+        print(f"seed {seed:g}: the loss picks epoch {picked[0]}, the reward model {picked[1]}")
+
+
+def draw(args, name, rows):
+    fig, axes = lib.figure(3, size=(3.6, 3.3))
+    columns = {"loss": "loss, nats a token", "score": "reward-model score", "gold": "gold score"}
+    series = [("SFT", c, "", lib.COLOURS[0]) for c in columns]
+    series += [("SFT", "loss_trained_on", "trained on", "#808080")]
+    series += [("PPO", "gold", "then PPO", lib.COLOURS[1])]
+    for model, c, label, colour in series:
+        ax = axes[0, list(columns).index(c.removesuffix("_trained_on"))]
+        epochs = sorted({r["epoch"] for r in rows if r["model"] == model})
+        points = [lib.interval(list(values(rows, model, e, c).values())) for e in epochs]
+        mean, half = np.nan_to_num(np.transpose(points))
+        look = {"marker": "o", "ms": 3, "capsize": 2, "color": colour}
+        ax.errorbar(
+            epochs, mean, half, label=label or "held out" if c != "gold" else label or model, **look
+        )
+        ax.set(xlabel="epochs over 2,000 demonstrations", title=columns.get(c, ax.get_title()))
+    for ax in axes[0, ::2]:
+        ax.legend()
+    lib.finish(fig, lib.place(args, name + ".png"))
+
+
+if __name__ == "__main__":
+    entry(main)
