@@ -8,8 +8,8 @@ a word more than the village's do, or less, by -0.03 to 0.03 of gold. They rank 
 seed's reward model learnt from, with the same noise. A new reward model and PPO-ptx follow, of
 57 thousand parameters, from the same SFT model, with the settings that methods.py chose.
 
-Verbosity. OpenAI's post about ChatGPT (November 2022) calls it "often excessively verbose", and
-blames trainers, who "prefer longer answers that look more comprehensive", and over-optimisation.
+Verbosity. The post that announced ChatGPT (OpenAI, November 2022) says that it is often too wordy,
+and blames over-optimisation, and trainers who prefer long answers because they look more complete.
 `word` is what a word more is worth to a reward model, in units of what it pays for gold: least
 squares of its scores on gold and words, among the answers to a prompt.
 
@@ -38,7 +38,7 @@ from plumbing.command_line import entry
 from reward import ordered_right, score_sequences
 
 SIZE = "micro"
-TASTES, PROMPTS, ALL = [-0.03, 0.0, 0.01, 0.03], [250, 1000, 4000], 12000
+TASTES, PROMPTS, ALL = [0.0, 0.03, -0.03, 0.01], [1000, 250, 4000], 12000
 STEP = 0.002  # judge.py: what a word is worth to a labeler more than to the one before
 LONGEST = 30  # judge.py: words that are counted
 # run before reward.main(): the comparisons in OUT are taken as they are
@@ -177,11 +177,11 @@ def main():
 
     settings = [(t, ALL) for t in TASTES] + [(0.0, n) for n in PROMPTS]
     settings = [(0.0, ALL), (0.03, ALL)] if args.quick else settings
-    keys = [(*setting, seed) for seed in args.seeds for setting in settings]
+    keys = [(*setting, seed) for setting in settings for seed in args.seeds]
     jobs = [(k, functools.partial(job, args, run, comparisons, *k)) for k in keys]
     path = lib.place(args, "labelers.csv")
     rows = lib.collect(args, path, jobs, ["taste", "prompts", "seed"])
-    tastes = [t for t in TASTES if ends(rows, "gold", t)]
+    tastes = [t for t in sorted(TASTES) if ends(rows, "gold", t)]
     table(rows, tastes)
     draw_verbosity(args, rows, tastes)
     draw_labelers(args, rows, tastes)
@@ -274,13 +274,14 @@ def draw_verbosity(args, rows, tastes):
 
 def draw_labelers(args, rows, tastes):
     fig, axes = lib.figure(3, size=(3.9, 3.6))
+    judges = sorted(TASTES)
     for taste, colour in zip((-0.03, 0.0, 0.03), lib.COLOURS):
         if taste in tastes:
             for ax, c in zip(axes[0], ("accuracy", "likes")):
-                points = [cell(rows, f"{c}_{t:g}", taste) for t in TASTES]
-                bar(ax, TASTES, points, color=colour, label=f"{taste:+.2f} a word")
-    points = [cell(rows, f"ceiling_{t:g}") for t in TASTES]
-    bar(axes[0, 0], TASTES, points, color="grey", ls=":", label="no noise")
+                points = [cell(rows, f"{c}_{t:g}", taste) for t in judges]
+                bar(ax, judges, points, color=colour, label=f"{taste:+.2f} a word")
+    points = [cell(rows, f"ceiling_{t:g}") for t in judges]
+    bar(axes[0, 0], judges, points, color="grey", ls=":", label="no noise")
     axes[0, 0].set(title="reward model: right about pairs", xlabel="taste of who judges")
     axes[0, 1].set(title="PPO-ptx: preferred to SFT", xlabel="taste of who judges")
     axes[0, 0].legend(title="trained for", title_fontsize=8)

@@ -26,7 +26,7 @@ from plumbing.checkpoint import load, save
 from plumbing.command_line import entry
 from sft import encode_demonstrations, heldout_loss
 
-DEMONSTRATIONS, BATCH, EPOCHS, STARTS = 2000, 64, 16, [1, 4, 16]
+DEMONSTRATIONS, BATCH, EPOCHS, STARTS = 2000, 32, 16, [1, 4, 16]
 # run before sft.main(): the model of each epoch is kept
 EACH_EPOCH = """
 def also(run, step, then=Run.checkpoint, **parts):
@@ -86,9 +86,8 @@ def main():
         )
         for name, split in (("loss", "heldout"), ("loss_trained_on", "train"))
     }
-    keys = [("SFT", epoch) for epoch in range(1, args.epochs + 1)]
-    keys += [("PPO", epoch) for epoch in STARTS if epoch in (1, args.epochs) or not args.quick]
-    keys = [(*key, seed) for seed in args.seeds for key in keys]
+    epochs = [("SFT", range(1, 1 + args.epochs)), ("PPO", [args.epochs] if args.quick else STARTS)]
+    keys = [(m, epoch, seed) for m, some in epochs for seed in args.seeds for epoch in some]
     jobs = [(key, functools.partial(job, args, run, demonstrations, *key)) for key in keys]
     name = "overfit" if args.size == "micro" else "overfit_tiny"
     csv = lib.place(args, name + ".csv")
