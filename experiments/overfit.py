@@ -79,13 +79,11 @@ def main():
     args = lib.arguments(__doc__, 3, size)
     args.base, args.epochs = base(args, args.size), 2 if args.quick else EPOCHS
     run = lib.world()
-    path = f"{run.folder}/demonstrations.jsonl"
-    demonstrations = {
-        name: encode_demonstrations(
-            read_jsonl(path, ["prompt", "response"], split)[:1000], run.vocab
-        )
-        for name, split in (("loss", "heldout"), ("loss_trained_on", "train"))
-    }
+    path, n = f"{run.folder}/demonstrations.jsonl", 50 if args.quick else 1000
+    splits, demonstrations = {"loss": "heldout", "loss_trained_on": "train"}, {}
+    for name, split in splits.items():
+        rows = read_jsonl(path, ["prompt", "response"], split)[:n]
+        demonstrations[name] = encode_demonstrations(rows, run.vocab)
     epochs = [("SFT", range(1, 1 + args.epochs)), ("PPO", [args.epochs] if args.quick else STARTS)]
     keys = [(m, epoch, seed) for m, some in epochs for seed in args.seeds for epoch in some]
     jobs = [(key, functools.partial(job, args, run, demonstrations, *key)) for key in keys]
