@@ -98,9 +98,9 @@ def counted(answers):
 def worth(scores, gold, words):
     """What a word more is worth to a reward model, in units of what it pays for gold.
 
-    All (prompts, answers), NaN where there is none.
+    All (prompts, answers); a score is NaN where an answer does not count.
     """
-    x = np.stack([gold, words, scores])
+    x = np.where(np.isnan(scores), np.nan, [gold, words, scores])
     x = x - np.nanmean(x, axis=-1, keepdims=True)
     *both, y = x[:, ~np.isnan(scores)]
     (of_gold, of_words), *_ = np.linalg.lstsq(np.stack(both, 1), y, rcond=None)
@@ -121,18 +121,13 @@ def likes(judge, taste, answers, others):
 def of_reward_model(run, model, comparisons):
     """Accuracy by the taste of who ranks, and what a word is worth. {taste: held-out rows}"""
     rows = comparisons[0.0]
-    prompts, answers = [r["prompt"] for r in rows], [r["responses"] for r in rows]
-    encoded = [
-        run.vocab.prompt(p) + run.vocab.response(a)
-        for p, found in zip(prompts, answers)
-        for a in found
-    ]
-    parts = [
-        score_sequences(model, encoded[i : i + 100], run.vocab) for i in range(0, len(encoded), 100)
-    ]
-    scores = torch.cat(parts).view(len(rows), -1).double().numpy()
-    gold, words = np.array([r["gold"] for r in rows]), np.array([counted(a) for a in answers])
-    scores[[[a in found[:i] for i, a in enumerate(found)] for found in answers]] = np.nan
+    encode, answers = run.vocab.response, [r["responses"] for r in rows]
+    tokens = [run.vocab.prompt(r["prompt"]) + encode(a) for r in rows for a in r["responses"]]
+    parts = [tokens[i : i + 100] for i in range(0, len(tokens), 100)]
+    scores = torch.cat([score_sequences(model, part, run.vocab) for part in parts])
+    scores = scores.view(len(rows), -1).double().numpy()
+    scores[[[a in of[:i] for i, a in enumerate(of)] for of in answers]] = np.nan  # repeated
+    gold, words = np.array([r["gold"] for r in rows]), np.array([counted(of) for of in answers])
     found = {"word": worth(scores, gold, words)}
     for taste, rows in comparisons.items():
         ranks = torch.tensor([r["ranks"] for r in rows]) * torch.tensor(~np.isnan(scores))
@@ -238,11 +233,7 @@ def samples(args, run, tastes):
         answers = {taste: marks["answer"][i] for taste, marks in found.items()}
         if len(set(answers.values())) > 1 and n:
             n -= 1
-            print(
-                "  ".join(
-                    "→ " * (t["role"] != "user") + t["content"] for t in turns_of(row["prompt"])
-                )
-            )
+            print("  ".join(t["content"] for t in turns_of(row["prompt"])))
             for taste, answer in answers.items():
                 print(f"  {taste:+.2f}  gold {found[taste]['gold'][i]:.2f}  {answer}")
 
