@@ -3,6 +3,7 @@ import hashlib
 import math
 
 import torch
+import torch.nn.functional as F
 
 from data import UserError
 from plumbing.device import to_device
@@ -34,6 +35,11 @@ def masked_mean(x, mask):
 
 
 # ---- batches ----
+
+def predicting(mask):
+    """mask (B, T) of tokens → (B, T) bool: the positions at which they are predicted, t − 1."""
+    return F.pad(mask[:, 1:] != 0, (0, 1))
+
 
 def round_up(length, multiple=16, most=math.inf):
     """The next multiple. Kernels are prepared for each shape, so fewer shapes are faster."""

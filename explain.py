@@ -25,7 +25,7 @@ from plumbing.checkpoint import load_network
 from plumbing.command_line import Common, coloured, entry, flag, parse
 from plumbing.inputs import check_room
 from plumbing.stages import in_round, round_of
-from rollout import Rollout, first_state, reward_scores
+from rollout import Rollout, reward_scores
 
 
 @dataclass
@@ -55,9 +55,7 @@ def explain(config, vocab, stage, prompt, response=None):
                                       results["score_mean"], results["score_std"])
     # 3. and 4. log-probabilities, values, rewards and advantages
     mask = rollout.mask
-    rollout.logprobs, rollout.ref_logprobs = (
-        ppo.rollout_logprobs(model, rollout, 16, run.temperature) for model in (policy, reference))
-    rollout.values = ppo.forward_values(critic, rollout.tokens, first_state(mask)).detach()
+    ppo.fill_in(rollout, policy, reference, critic, 16, run.temperature)
     penalties, rewards = (ppo.kl_rewards(x, rollout.logprobs, rollout.ref_logprobs, mask, run.beta)
                           for x in (0 * scores, scores))
     advantages, rollout.returns = ppo.gae(rewards, rollout.values, mask, run.gamma, run.lam)

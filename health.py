@@ -49,8 +49,8 @@ def scale_of(scores, name):
     return [scores.mean().item(), scores.std().item()]
 
 
-def rollout_metrics(rollout, scores, rewards, beta):
-    """Means over a rollout → {name: float}. scores (B,), rewards (B, T)."""
+def rollout_metrics(rollout, scores, rewards, beta, seconds):
+    """Means over a rollout → {name: float}. scores (B,), rewards (B, T), seconds by part."""
     mask, error = rollout.mask, rollout.returns - rollout.values
     # k1, and k3 = exp(−k1) − 1 + k1: http://joschu.net/blog/kl-approx.html
     kl = masked(rollout.logprobs - rollout.ref_logprobs, mask)
@@ -68,7 +68,9 @@ def rollout_metrics(rollout, scores, rewards, beta):
         "response/length": mask.sum(1).float().mean(),
         "response/eos_fraction": rollout.has_eos.float().mean()}
     values = torch.stack(list(metrics.values())).tolist()       # one transfer from a GPU
-    return dict(zip(metrics, values))
+    speed = rollout.mask.sum().item() / seconds["rollout"]
+    return {**dict(zip(metrics, values)), "tokens_per_second/rollout": speed,
+            **{"seconds/" + name: value for name, value in seconds.items()}}
 
 
 def heldout_metrics(model, rows, text, raw_scores, run):

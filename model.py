@@ -43,6 +43,7 @@ SIZES = {
     "micro": (2, 4, 48, 128),
     "tiny": (4, 4, 128, 128),
     "mini": (6, 6, 192, 128),
+    "midi": (6, 9, 288, 128),
     "gpt1": (12, 12, 768, 512),             # Radford et al. 2018
     "gpt2": (12, 12, 768, 1024),            # Radford et al. 2019, table 2
     "gpt2-medium": (24, 16, 1024, 1024),
@@ -94,18 +95,17 @@ class Block(nn.Module):
         self.mlp_fc = nn.Linear(c.n_embd, 4 * c.n_embd, bias=c.bias)
         self.mlp_proj = nn.Linear(4 * c.n_embd, c.n_embd, bias=c.bias)
 
-    def forward(self, x, cache=None, attn_mask=None, start=0):
-        """x (B, T, C) → (B, T − start, C). cache: earlier keys and values, see sampling.py."""
+    def forward(self, x, cache=None, attn_mask=None, wanted=None):
+        """x (B, T, C) → (B, T, C), or (n, C) at the indices `wanted`. cache: see sampling.py."""
         B, T, C = x.shape
         q, k, v = self.qkv(self.ln_1(x)).split(C, dim=2)
         q, k, v = (t.view(B, T, self.n_head, -1).transpose(1, 2) for t in (q, k, v))  # hs = C / nh
-        q, x = q[:, :, start:], x[:, start:]
-        attn_mask = attn_mask[..., start:, :] if attn_mask is not None else None
         if cache is not None:
             k, v = cache.append(k, v)
-        y = attention(q, k, v, attn_mask)                           # (B, nh, T − start, hs)
-        y = self.attn_proj(y.transpose(1, 2).reshape(x.shape))
-        x = x + F.dropout(y, self.dropout, self.training)
+        y = attention(q, k, v, attn_mask).transpose(1, 2).reshape(x.shape)      # (B, T, C)
+        if wanted is not None:
+            x, y = x[wanted], y[wanted]                                         # (n, C)
+        x = x + F.dropout(self.attn_proj(y), self.dropout, self.training)
         y = self.mlp_proj(F.gelu(self.mlp_fc(self.ln_2(x)), approximate=self.gelu))
         return x + F.dropout(y, self.dropout, self.training)
 
@@ -146,10 +146,10 @@ class Trunk(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.compute_dtype)
 
-    def hidden(self, tokens, positions=None, caches=None, attn_mask=None, start=0):
-        """tokens (B, T) int64 → (B, T − start, C). Raises ValueError if T exceeds the block.
+    def hidden(self, tokens, wanted=None, positions=None, caches=None, attn_mask=None):
+        """tokens (B, T) int64 → (B, T, C). Raises ValueError if T exceeds the block.
 
-        start: the first position that is wanted. The last block leaves out those before it.
+        wanted (B, T) bool: these n positions alone, row by row → (n, C).
         For sampling.py: positions (B, T), a cache for each block, attn_mask (B, 1, T, S).
         """
         T, longest = tokens.size(1), self.config.block_size
@@ -157,11 +157,12 @@ class Trunk(nn.Module):
             if T > longest:
                 raise ValueError(f"a sequence of {T} tokens does not fit the block of {longest}")
             positions = torch.arange(T, device=tokens.device)
+        at = wanted.nonzero(as_tuple=True) if wanted is not None else None
         with self.autocast():
             x = F.dropout(self.wte(tokens) + self.wpe(positions), self.dropout, self.training)
             for i, block in enumerate(self.blocks):
-                first = start if i == len(self.blocks) - 1 else 0
-                x = block(x, caches[i] if caches else None, attn_mask, first)
+                last = i == len(self.blocks) - 1
+                x = block(x, caches[i] if caches else None, attn_mask, at if last else None)
             return self.ln_f(x)
 
     def set_dropout(self, p):
@@ -179,9 +180,9 @@ class Trunk(nn.Module):
 class GPT(Trunk):
     """The language model: policy, reference and base."""
 
-    def forward(self, tokens):
-        """tokens (B, T) → logits (B, T, V) of the token after each; V is the true vocabulary."""
-        return self.unembed(self.hidden(tokens))
+    def forward(self, tokens, wanted=None):
+        """tokens (B, T) → logits (B, T, V) of the token after each, or (n, V) where wanted."""
+        return self.unembed(self.hidden(tokens, wanted))
 
     def unembed(self, x):
         """Hidden states (…, C) → logits (…, V), by the token embedding (Press and Wolf 2017)."""
@@ -220,12 +221,10 @@ class GPT(Trunk):
         for special tokens. Raises FileNotFoundError, or ValueError that names what is wrong.
         """
         config, weights = gpt2.read_weights(name)
-        rows = config["vocab_size"]
-        model = cls(GPTConfig(**config | {"vocab_size": max(vocab_size, rows)}))
+        model = cls(GPTConfig(**config | {"vocab_size": max(vocab_size, config["vocab_size"])}))
         state = model.state_dict()
         for key, weight in weights.items():     # rows beyond the file's stay: special tokens
-            target = state[key][:rows] if key == "wte.weight" else state[key]
-            target.copy_(weight)
+            state[key][:len(weight)].copy_(weight)
         return model
 
     def save_pretrained(self, folder, vocab=None):
@@ -243,17 +242,19 @@ class ScalarGPT(Trunk):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("shift", torch.zeros(()))      # subtracted, see reward.py
 
-    def forward(self, tokens, start=0):
-        """tokens (B, T) → (B, T) float32: of the sequence up to each token, 0 before `start`."""
-        x = self.hidden(tokens, start=start)
+    def forward(self, tokens, wanted=None, positions=None, attn_mask=None):
+        """tokens (B, T) → (B, T) float32: of the sequence up to each token; 0 if not wanted."""
+        x = self.hidden(tokens, wanted, positions, None, attn_mask)
         with torch.autocast(x.device.type, enabled=False):      # in bf16 many scores would tie
-            return F.pad(self.head(x.float()).squeeze(-1) - self.shift, (start, 0))
+            x = self.head(x.float()).squeeze(-1) - self.shift
+        return x if wanted is None else x.new_zeros(tokens.shape).masked_scatter(wanted, x)
 
     def score(self, tokens, lengths):
         """tokens (B, T) right-padded, lengths (B,) → (B,): the number at the last real token."""
         if (lengths < 1).any() or (lengths > tokens.size(1)).any():
             raise ValueError(f"lengths must lie in 1..{tokens.size(1)}, got {lengths.tolist()}")
-        return at_last_token(self(tokens, int(lengths.min()) - 1), lengths)
+        last = (torch.arange(tokens.size(1)) == lengths.cpu()[:, None] - 1).to(tokens.device)
+        return self(tokens, last)[last]
 
     @classmethod
     def from_gpt(cls, gpt):
@@ -262,9 +263,3 @@ class ScalarGPT(Trunk):
         model.load_state_dict(gpt.state_dict(), strict=False)       # it has no head and no shift
         model.compute_dtype = gpt.compute_dtype
         return model.to(gpt.device)
-
-
-def at_last_token(x, lengths):
-    """x (B, T), lengths (B,) of real tokens → (B,): the value at each row's last real token."""
-    last = (lengths.long() - 1).to(x.device)
-    return x.gather(1, last[:, None]).squeeze(1)

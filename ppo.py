@@ -28,7 +28,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from common import adamw, generator, masked, masked_mean, micro_batches, to_float32, update
+from common import (adamw, generator, masked, masked_mean, micro_batches, predicting, to_float32,
+                    update)
 from data import load_reward
 from data.text import read_texts
 from health import alarms, check_config, check_ratio, heldout_metrics, rollout_metrics, scale_of
@@ -39,7 +40,7 @@ from plumbing.processes import all_reduce
 from plumbing.run import eval_line, evaluate_run, open_run, progress_bar
 from plumbing.stages import in_round, policy_before, rounds_before
 from pretrain import lm_backward
-from rollout import first_state, in_chunks, log_answers, read_prompts, sample_rollout, scorer
+from rollout import in_chunks, log_answers, read_prompts, sample_rollout, scorer
 
 
 @dataclass
@@ -170,15 +171,11 @@ def ema_update(ema_policy, policy, decay):
 # ---- what the networks say about a rollout
 
 def forward_logprobs(model, tokens, mask, temperature=1.0):
-    """token_logprobs of a full forward pass → (B, T), 0 where mask is 0.
-
-    Logits, the largest tensors there are, are made for the tokens of the mask alone.
-    """
-    start = first_state(mask)
-    wanted = mask[:, start + 1:] != 0
-    x = model.hidden(tokens, start=start)[:, :-1][wanted]                   # (n, C)
-    chosen = chosen_logprobs(model.unembed(x), tokens[:, start + 1:][wanted], temperature)  # (n,)
-    return F.pad(chosen.new_zeros(wanted.shape).masked_scatter(wanted, chosen), (start + 1, 0))
+    """token_logprobs of a forward pass → (B, T), 0 where mask is 0: no logits are made there."""
+    there = mask[:, 1:] != 0
+    logits = model(tokens, predicting(mask))                                    # (n, V)
+    chosen = chosen_logprobs(logits, tokens[:, 1:][there], temperature)         # (n,)
+    return F.pad(chosen.new_zeros(there.shape).masked_scatter(there, chosen), (1, 0))
 
 
 def rollout_logprobs(model, rollout, size, temperature=1.0):
@@ -187,9 +184,17 @@ def rollout_logprobs(model, rollout, size, temperature=1.0):
                      rollout, size)
 
 
-def forward_values(critic, tokens, start=0):
-    """Values (B, T) of the states that tokens were chosen in, at t − 1; before `start` 0."""
-    return F.pad(critic(tokens, start)[:, :-1], (1, 0))
+def forward_values(critic, tokens, mask):
+    """Values (B, T) of the states that the tokens of the mask were chosen in, at t − 1."""
+    return F.pad(critic(tokens, predicting(mask))[:, :-1], (1, 0))
+
+
+def fill_in(rollout, policy, reference, critic, size, temperature=1.0):
+    """The rollout's log-probabilities and values, `size` rows at a time."""
+    rollout.logprobs = rollout_logprobs(policy, rollout, size, temperature)
+    rollout.ref_logprobs = rollout_logprobs(reference, rollout, size, temperature)
+    rollout.values = in_chunks(lambda chunk: forward_values(critic, chunk.tokens, chunk.mask),
+                               rollout, size)
 
 
 STATS = ["loss/policy_avg", "loss/value_avg", "policy/approxkl_avg", "policy/clipfrac_avg",
@@ -206,7 +211,7 @@ def ppo_backward(policy, critic, mb, config):
         logprobs = forward_logprobs(policy, micro.tokens, mask, config.temperature)
         pg_loss = policy_loss(logprobs, micro.logprobs, micro.advantages, mask, config.clip)
         (pg_loss * weight).backward()
-        values = forward_values(critic, micro.tokens, first_state(mask))
+        values = forward_values(critic, micro.tokens, mask)
         v_loss = value_loss(values, micro.values, micro.returns, mask, config.value_clip)
         (v_loss * weight).backward()
 
@@ -271,6 +276,7 @@ def main():
         reward_model, critic = (run.load_model(reward_stages[0]) for _ in range(2))
         reward_model.requires_grad_(False)
     ema_policy = copy.deepcopy(policy)
+    networks = policy, reference, critic
     run.compile(policy, reference, critic, ema_policy, reward_model)
     optimizer = adamw(policy, config.lr, eps=1e-5)
     critic_optimizer = adamw(critic, config.critic_lr, eps=1e-5)
@@ -307,12 +313,8 @@ def main():
 
         # 3. log-probabilities and values, frozen for all epochs of the update
         with timed("logprobs"):
-            rollout.logprobs, rollout.ref_logprobs = (rollout_logprobs(
-                model, rollout, chunk_size, config.temperature) for model in (policy, reference))
-            rollout.values = in_chunks(lambda chunk: forward_values(
-                critic, chunk.tokens, first_state(chunk.mask)), rollout, chunk_size)
-        log_answers(iteration, heldout_rows, policy, reference, critic, score, beta, run,
-                    rollout_logprobs, forward_values)
+            fill_in(rollout, *networks, chunk_size, config.temperature)
+        log_answers(iteration, heldout_rows, networks, fill_in, score, beta, run)
 
         # 4. rewards and advantages; returns come before whitening
         rewards = kl_rewards(scores, rollout.logprobs, rollout.ref_logprobs, rollout.mask, beta)
@@ -340,14 +342,11 @@ def main():
                 stats.append(torch.cat([mb_stats, ptx_loss[None]]))
 
         # 6. what happened, under the names that TRL uses
-        metrics = rollout_metrics(rollout, scores, rewards, beta)
+        metrics = rollout_metrics(rollout, scores, rewards, beta, timed.seconds)
         metrics |= zip([*STATS, "loss/ptx_avg"], torch.stack(stats).mean(0).tolist())
-        state["episode"] += config.episodes
-        state["kl"] = metrics["objective/kl"]
+        state.update(episode=state["episode"] + config.episodes, kl=metrics["objective/kl"])
         metrics |= {"episode": state["episode"], "objective/beta": beta, "lr": lr,
                     "policy/grad_norm": norm, "val/grad_norm": critic_norm}
-        metrics |= {"seconds/" + name: seconds for name, seconds in timed.seconds.items()}
-        metrics["tokens_per_second/rollout"] = rollout.mask.sum().item() / timed.seconds["rollout"]
         if config.adaptive_kl:
             state["beta"] = adapt_beta(beta, state["kl"], config.adaptive_kl, config.episodes)
         if (iteration + 1) % config.eval_every == 0 or iteration + 1 == config.iterations:

@@ -8,7 +8,8 @@ Stage 2: the reward model. Ranked answers in, a network that gives an answer one
     python reward.py --fold=2              # of the other half of the comparisons: reward-eval.pt
 
 comparisons.py samples K answers. All their pairs are one element of a batch, each answer goes
-through the network once (Ouyang et al. 2022, 3.5). Eq. 1 weighs a pair by 1 / C(K, 2), here by 1.
+through the network once (Ouyang et al. 2022, 3.5), and so does their prompt, once for all of them.
+Eq. 1 weighs a pair by 1 / C(K, 2), here by 1.
 """
 import plumbing.cpu     # first: settings that only work before torch is loaded
 import math
@@ -30,6 +31,7 @@ from plumbing.device import to_device
 from plumbing.processes import all_reduce
 from plumbing.run import open_run, progress_bar
 from plumbing.stages import in_round, policy_before, rounds_before
+from sampling import to_additive
 
 
 @dataclass
@@ -98,9 +100,29 @@ def score_sequences(model, sequences, vocab):
     return model.score(tokens, lengths)
 
 
+def in_one_row(answers):
+    """Prompt and answer, K times (token lists) → one row: the prompt, then the answers alone.
+
+    → lists of tokens, their positions, whose they are (0: the prompt's), is it an answer's last.
+    """
+    n = len(os.path.commonprefix([a[:-1] for a in answers]))
+    rows = list(answers[0][:n]), list(range(n)), [0] * n, [False] * n
+    for k, a in enumerate(answers, 1):
+        rest = len(a) - n
+        parts = a[n:], range(n, len(a)), [k] * rest, [False] * (rest - 1) + [True]
+        for row, part in zip(rows, parts):
+            row.extend(part)
+    return rows
+
+
 def scores_of(model, items, vocab):
-    """Scores (B, K) of comparisons, each answer once through the network, and ranks (B, K)."""
-    found = score_sequences(model, [a for answers, _, _ in items for a in answers], vocab)
+    """Scores (B, K) of comparisons, and ranks (B, K). An answer sees its prompt and itself."""
+    columns = zip(*(in_one_row(answers) for answers, _, _ in items))
+    tokens, positions, owner, last = (pad(rows, filler, model.device, multiple=1)[0]
+                                      for rows, filler in zip(columns, (vocab.pad, 0, -1, 0)))
+    seen = (owner[:, None] == 0) | (owner[:, None] == owner[:, :, None])        # (B, T, T)
+    attn_mask = to_additive(seen.tril()[:, None], model.compute_dtype)
+    found = model(tokens, last == 1, positions, attn_mask)[last == 1]
     ranks = to_device(pad_numbers([ranks for _, ranks, _ in items]), model.device)
     scores = torch.zeros(ranks.shape, device=model.device)
     return scores.masked_scatter(ranks > 0, found), ranks       # row by row into the real slots
@@ -198,7 +220,7 @@ def main():
     run.compile(model)
     optimizer = adamw(model, config.lr, config.weight_decay)
     first = run.resume(model=model, optimizer=optimizer)
-    lengths = [max(map(len, answers)) for answers, _, _ in train]
+    lengths = [len(in_one_row(answers)[0]) for answers, _, _ in train]
     progress = progress_bar(steps, first, stage)
     for step in progress:
         epoch, i = divmod(step, batches_per_epoch)

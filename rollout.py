@@ -11,7 +11,6 @@ import torch
 import sampling
 from common import by_length, generator, pad, response_mask, round_up
 from data import load_judge, meaning_of, read_heldout, read_jsonl, replacing
-from model import at_last_token
 from plumbing.device import to_device
 from plumbing.processes import RANK, all_gather, all_reduce, shard
 from plumbing.run import read_log
@@ -77,11 +76,6 @@ def sample_rollout(policy, prompts, config, vocab, rng):
     return Rollout.of(prompts, responses, vocab, policy)
 
 
-def first_state(mask):
-    """mask (B, T) → the column of the first state in which one of its tokens is chosen."""
-    return max(0, int((mask != 0).any(0).int().argmax()) - 1)
-
-
 @torch.no_grad()
 def in_chunks(function, rollout, size):
     """Apply `function` to `size` rows of similar length at a time → (B, T), 0 beyond their ends.
@@ -98,9 +92,8 @@ def in_chunks(function, rollout, size):
 
 def reward_scores(reward_model, rollout, size):
     """The reward model's scores (B,), at the last token of each answer."""
-    outputs = in_chunks(lambda chunk: reward_model(chunk.tokens, int(chunk.lengths.min()) - 1),
-                        rollout, size)
-    return at_last_token(outputs, rollout.lengths)
+    return in_chunks(lambda chunk: reward_model.score(chunk.tokens, chunk.lengths)[:, None],
+                     rollout, size)[:, 0]
 
 
 def scorer(run, reward_model, reward_fn, size):
@@ -117,24 +110,22 @@ def scorer(run, reward_model, reward_fn, size):
 WATCHED, KEPT = 16, 20      # held-out prompts whose answers are logged, and iterations at most
 
 
-def log_answers(iteration, rows, policy, reference, critic, score, beta, run, rollout_logprobs,
-                forward_values):
+def log_answers(iteration, rows, networks, fill_in, score, beta, run):
     """Add to OUT/ppo.answers.jsonl how the same prompts are answered by now; page.py shows it.
 
     A line holds what the networks of this iteration's rollout say of each token, and what it takes
     to make advantages of it. Nothing of it enters training: the noise is the same each time, from
-    a generator of its own. The two functions are ppo.py's.
+    a generator of its own. networks: policy, reference, critic. fill_in: that of ppo.py.
     """
     config, vocab, rows = run.config, run.vocab, rows[:WATCHED]
     if iteration % -(-config.iterations // KEPT):
         return
     prompts, judge = [vocab.prompt(row["prompt"]) for row in rows], load_judge(run.folder)
-    rollout = sample_rollout(policy, prompts, config, vocab, generator(config.seed, "watched"))
+    rng = generator(config.seed, "watched")
+    rollout = sample_rollout(networks[0], prompts, config, vocab, rng)
     scores = score(rollout, rows).tolist()
-    tokens = {"logprobs": rollout_logprobs(policy, rollout, WATCHED, config.temperature),
-              "ref_logprobs": rollout_logprobs(reference, rollout, WATCHED, config.temperature),
-              "values": in_chunks(lambda chunk: forward_values(
-                  critic, chunk.tokens, first_state(chunk.mask)), rollout, WATCHED)}
+    fill_in(rollout, *networks, WATCHED, config.temperature)
+    tokens = {k: getattr(rollout, k) for k in ("logprobs", "ref_logprobs", "values")}
     answers = []
     for i, (row, text, mask) in enumerate(zip(rows, rollout.texts(vocab), rollout.mask)):
         answers.append({

@@ -210,7 +210,8 @@ def prefill(model, prompts, noise, width):
     seen = seen | torch.eye(P, dtype=torch.bool, device=device)     # a PAD sees itself: no NaN
     caches = [Cache(width) for _ in model.blocks]
     attn_mask = to_additive(seen[:, None], model.compute_dtype)
-    x = model.hidden(tokens, positions, caches, attn_mask, P - 1)[:, -1]
+    last = (columns == P - 1).expand(len(index), P)
+    x = model.hidden(tokens, last, positions, caches, attn_mask)                # (prompts, C)
     blocks = [one_token(block, cache.keys.dtype) for block, cache in zip(model.blocks, caches)]
     batch = Batch(model, blocks, caches, pads, noise, P)
     if len(index) < len(prompts):

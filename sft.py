@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 import sampling
 from common import (adamw, by_length, cosine, epoch_batches, generator, micro_batches, pad,
-                    response_mask, to_float32, update)
+                    predicting, response_mask, to_float32, update)
 from data import UserError, read_jsonl, turns_of
 from data.text import read_texts, rows_that_fit
 from muon import muon
@@ -56,15 +56,13 @@ def sft_loss(logits, tokens, mask):
 
     logits (B, T, V) of a full forward pass over tokens (B, T). mask (B, T) is 1 on response
     tokens, EOS included. The logits that predict tokens[:, t] are those at t − 1, so column 0 has
-    none, and its mask is ignored.
+    none, and its mask is ignored. Logits may also be (n, V): those of the n positions that predict
+    a token of the mask, row by row.
     """
-    targets = torch.where(mask[:, 1:] != 0, tokens[:, 1:], -100)
-    logits = to_float32(logits[:, :-1])
-    ignored = (targets == -100)[..., None]
-    logits = torch.where(ignored, torch.zeros_like(logits), logits)     # 0 × NaN would be NaN
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100,
-                            reduction="sum")
-    return total / (targets != -100).sum().clamp(min=1)
+    there = mask[:, 1:] != 0
+    logits, targets = logits[:, :-1][there] if logits.dim() == 3 else logits, tokens[:, 1:][there]
+    total = F.cross_entropy(to_float32(logits), targets, reduction="sum")
+    return total / there.sum().clamp(min=1)
 
 
 def encode_demonstrations(rows, vocab):
@@ -90,7 +88,7 @@ def sft_backward(model, examples, mean_batch_tokens, vocab, micro_batch_size):
     total = torch.zeros((), device=model.device)
     for micro in micro_batches(examples, micro_batch_size):
         tokens, mask = collate(micro, vocab, model)
-        loss = sft_loss(model(tokens), tokens, mask) * mask.sum()
+        loss = sft_loss(model(tokens, predicting(mask)), tokens, mask) * mask.sum()
         (loss / mean_batch_tokens).backward()
         total += loss.detach()
     return all_reduce(total) / response_tokens(examples)
@@ -107,7 +105,7 @@ def heldout_loss(model, examples, vocab):
     total = 0.0
     for rows in by_length(lengths, rows_that_fit(128, max(lengths), model.config)):
         tokens, mask = collate([examples[i] for i in rows.tolist()], vocab, model)
-        total += (sft_loss(model(tokens), tokens, mask) * mask.sum()).item()
+        total += (sft_loss(model(tokens, predicting(mask)), tokens, mask) * mask.sum()).item()
     return total / response_tokens(examples)
 
 

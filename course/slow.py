@@ -422,7 +422,8 @@ def check_forward_values(code, rng):
     tokens = torch.randint(9, shape(rng), generator=rng)
     outputs = randn(rng, *tokens.shape)
     want = torch.tensor([[0.0, *row[:-1]] for row in outputs.tolist()], dtype=torch.float64)
-    same(code("forward_values")(lambda x, start: outputs, tokens), want, "values")
+    mask = torch.ones(tokens.shape)
+    same(code("forward_values")(lambda x, wanted: outputs, tokens, mask), want, "values")
 
 
 def check_response_mask(code, rng):

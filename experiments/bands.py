@@ -28,7 +28,7 @@ METRICS = {
     "objective/kl": ("KL to SFT, nats an answer", 0.01),
     "objective/entropy": ("entropy, nats an answer", 0.05),
     "policy/kl_k3": ("KL of an update, nats a token", 1e-5),
-    "policy/ratio_outside": ("share of ratios clipped", 2e-4),
+    "policy/ratio_outside": ("share of ratios outside the clip", 2e-4),
     "val/ratio": ("mean ratio", 1e-4),
     "val/explained_variance": ("explained variance of the critic", 0.01),
     "response/length": ("response length, tokens", 0.1),

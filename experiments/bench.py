@@ -11,8 +11,9 @@ A B A B, and the medians are compared: only the ratios mean something on another
 
 Shapes. tiny: 4 layers, 4 heads, width 128, vocabulary 1024, block 128; small: 6 layers, 6 heads,
 width 384, vocabulary 50304, block 256. Training: 32 × 128 and 8 × 256 tokens. Sampling: 64 prompts
-of 32 tokens, 64 new ones each. Reward model: 32 pairs of 96 tokens. PPO: 64 prompts of 32 tokens,
-answers of up to 64, four minibatches, no ptx, own critic.
+of 32 tokens, 64 new ones each. Reward model: 16 prompts of 64 tokens, four answers of 32 to each;
+ours reads a prompt once, the others once for each answer. PPO: 64 prompts of 32 tokens, answers of
+up to 64, four minibatches, no ptx, own critic.
 """
 
 import base64
@@ -262,32 +263,35 @@ def sampling(shape, args):
 
 def ranking(shape, args):
     c, _ = SHAPES[shape]
-    pairs = []
-    for _ in range(32):
-        pairs.append(([torch.randint(c.vocab_size, (96,)).tolist() for _ in "ab"], [1, 2], None))
+    n, k, items = 16, 4, []
+    for _ in range(n):
+        prompt = torch.randint(c.vocab_size, (64,)).tolist()
+        answers = [prompt + torch.randint(c.vocab_size, (32,)).tolist() for _ in range(k)]
+        items.append((answers, list(range(1, k + 1)), None))
     model = own(ScalarGPT(c), args)
     optimizer, vocab = adamw(model, 1e-4, 0.1), SimpleNamespace(pad=0)
 
     def ours():
-        reward.reward_backward(model, pairs, vocab, args.micro_batch_size)
+        reward.reward_backward(model, items, vocab, args.micro_batch_size)
         update(model, optimizer, 1e-4)
 
-    flops = 64 * 96 * (train_flops(model, 96) - 6 * model.wte.weight.numel())
-    yield ours_in(args.dtype, args, args.micro_batch_size), timed(args.device, ours, 32), flops
+    flops = n * (64 + k * 32) * (train_flops(model, 96) - 6 * model.wte.weight.numel())
+    yield ours_in(args.dtype, args, args.micro_batch_size), timed(args.device, ours, n * k), flops
 
     if args.transformers:
-        x = torch.tensor([t for tokens, _, _ in pairs for t in tokens], device=args.device)
+        x = torch.tensor([a for answers, _, _ in items for a in answers], device=args.device)
+        better, worse = torch.combinations(torch.arange(k)).T
         for dtype in dict.fromkeys((torch.float32, args.dtype)):
             hf = hugging_face_scalar(c, pad=0).to(args.device).train()
             hf_optimizer = torch.optim.AdamW(hf.parameters(), lr=1e-4)
 
             def transformers(hf=hf, optimizer=hf_optimizer, dtype=dtype):
                 with autocast(args, dtype):
-                    scores = hf(x).logits.view(32, 2).float()
-                margins = scores[:, 0] - scores[:, 1]
+                    scores = hf(x).logits.view(n, k).float()
+                margins = scores[:, better] - scores[:, worse]
                 step(-torch.nn.functional.logsigmoid(margins).mean(), hf, optimizer)
 
-            yield f"transformers, {name_of(dtype)}", timed(args.device, transformers, 32), None
+            yield f"transformers, {name_of(dtype)}", timed(args.device, transformers, n * k), None
 
 
 # ---- a PPO iteration: ppo.py itself, on a data folder made for it ----
@@ -431,7 +435,7 @@ WORK = {
     "small": ("training, small, 8 × 256", "tokens", training, "small"),
     "gpt2": ("training, GPT-2 124M, 16 × 1024", "tokens", training, "gpt2"),
     "sample": ("sampling, tiny, 64 × (32 → 64)", "tokens", sampling, "tiny"),
-    "reward": ("reward model, tiny, 32 pairs × 96", "pairs", ranking, "tiny"),
+    "reward": ("reward model, tiny, 16 × (64 + 4 × 32)", "answers", ranking, "tiny"),
     "ppo": (
         "PPO iteration, tiny, 64 × (32 + 64)",
         "answers",
@@ -517,7 +521,7 @@ def share_of(name, needs, rate, limits):
     if name.startswith("sample"):
         share = needs / (64 * 64) * rate / limits["copy"]
         return share, f", {share:.0%} of the copying rate"
-    units = 32 if name == "reward" else batch * c.block_size
+    units = 64 if name == "reward" else batch * c.block_size
     share = needs / units * rate / limits["matmul"]
     return share, f", {share:.0%} of the product's rate"
 

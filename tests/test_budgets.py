@@ -66,9 +66,10 @@ def test_core_grows_no_longer():
     # the aim is 3,400; wrapped to 100 columns it had 5,026, conversations brought 43 more, Muon,
     # which halves pretraining, 76; explain.py and /why 135; the run in a browser 452: page.py 260,
     # report.py 130 (11 were evaluate.py's), 40 in rollout.py to log answers, and to be called by
-    # page.py 24 in label.py and 9 in chat.py. It may only get shorter
+    # page.py 24 in label.py and 9 in chat.py; a comparison in one row, which makes the reward
+    # model's steps twice as fast, 22, of which 10 were saved elsewhere. It may only get shorter
     lengths = {p: len(lines_of(p)) for p in files(*CORE)}
-    assert sum(lengths.values()) <= 5732, f"{sum(lengths.values())} lines, 5,732 at most: {lengths}"
+    assert sum(lengths.values()) <= 5744, f"{sum(lengths.values())} lines, 5,744 at most: {lengths}"
 
 
 def test_a_paper_is_at_most_150_lines():

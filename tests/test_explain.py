@@ -33,7 +33,7 @@ def loop(little, vocab, tmp_path_factory):
     """
     out = parents_only("ppo", little[1], tmp_path_factory.mktemp("explain") / "out")
     ids = vocab.prompt(QUESTION)
-    answers = [vocab.response(f"{a} {b}") for a in ANSWERS for b in ANSWERS][:16]
+    answers = [vocab.response(f"{a} {b}") for b in ANSWERS for a in ANSWERS][:16]
     answers = [a if i in (3, 8) else a[:-1] for i, a in enumerate(answers)]
     seen, found, backward, gae = [], SimpleNamespace(out=out), ppo.ppo_backward, ppo.gae
 

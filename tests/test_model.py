@@ -20,7 +20,6 @@ from model import (
     Block,
     GPTConfig,
     ScalarGPT,
-    at_last_token,
     attention,
     config_for,
     plain_attention,
@@ -80,9 +79,13 @@ def test_the_fused_kernel_is_used_where_it_is_right_and_faster(monkeypatch):
 
 def test_what_is_not_wanted_is_left_out_and_changes_nothing():
     model, tokens = small(), torch.randint(50, (3, 12))
-    for start in (0, 1, 7, 11):
-        some = model.hidden(tokens, start=start)
-        assert torch.allclose(some, model.hidden(tokens)[:, start:], atol=1e-5)
+    critic = ScalarGPT(model.config)
+    torch.nn.init.normal_(critic.head.weight)
+    for share in (0, 0.3, 1):
+        wanted = torch.rand(tokens.shape) < share
+        assert torch.allclose(model(tokens, wanted), model(tokens)[wanted], atol=1e-5)
+        values = critic(tokens).where(wanted, torch.zeros(()))
+        assert torch.allclose(critic(tokens, wanted), values, atol=1e-5)
 
 
 def test_no_token_sees_the_future():
@@ -826,11 +829,6 @@ def test_score_ignores_pads_and_an_eos_inside_the_prompt():
         assert torch.allclose(model.score(padded, lengths), alone, atol=1e-6), (
             f"PADs of id {pad} change the score: an id is searched for instead of taking the length"
         )
-
-
-def test_the_last_real_token_is_found_by_length():
-    x = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    assert at_last_token(x, torch.tensor([3, 1])).tolist() == [3, 4]
 
 
 @pytest.mark.parametrize("lengths", [[0, 3], [3, 6], [0, 6]])

@@ -17,7 +17,16 @@ from torch.nn.functional import cross_entropy, softmax
 
 import health
 import sampling
-from common import adamw, cosine, epoch_batches, generator, masked, micro_batches, update
+from common import (
+    adamw,
+    cosine,
+    epoch_batches,
+    generator,
+    masked,
+    micro_batches,
+    response_mask,
+    update,
+)
 from conftest import ROOT
 from data import UserError
 from health import check_ratio
@@ -36,7 +45,7 @@ from ppo import (
     value_loss,
 )
 from pretrain import lm_loss
-from rollout import Rollout, first_state, in_chunks, reward_scores, sample_rollout
+from rollout import Rollout, in_chunks, reward_scores, sample_rollout
 
 # ---- the bandit ----
 
@@ -206,13 +215,6 @@ def test_rows_of_a_rollout_keep_all_fields_together_and_lose_their_padding():
         assert part.mask.sum() == rollout.mask[rows].sum(), "a token was cut off"
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
-def test_the_first_state_is_before_the_first_answer_of_all(dtype):
-    mask = torch.tensor([[0, 0, 0, 0, 1, 1], [0, 0, 0, 1, 1, 0]]).to(dtype)
-    assert first_state(mask) == 2, "more is computed than is wanted, or less"
-    assert first_state(torch.ones(2, 3).to(dtype)) == 0
-
-
 def test_texts_of_a_rollout_are_the_answers_alone(vocab):
     answers = ["A cat.", "It is a dog or a hen."]
     prompts, responses = [vocab.prompt("Name a pet.")] * 2, [vocab.response(a) for a in answers]
@@ -275,13 +277,16 @@ def test_micro_batches_of_a_rollout_have_no_padding_but_their_own():
 def test_values_are_of_the_state_in_which_a_token_was_chosen():
     critic, tokens = tiny(ScalarGPT), torch.randint(10, (2, 7))
     torch.nn.init.normal_(critic.head.weight)
-    values = forward_values(critic, tokens)
-    assert torch.equal(values[:, 1:], critic(tokens)[:, :-1]), (
+    everywhere = torch.ones(2, 7)
+    values = forward_values(critic, tokens, everywhere)
+    assert torch.allclose(values[:, 1:], critic(tokens)[:, :-1]), (
         "the value at t knows the token at t: it is one column late"
     )
+    response = response_mask(torch.tensor([3, 1]), torch.tensor([7, 4]), 7)
+    assert torch.allclose(forward_values(critic, tokens, response), values * response)
     changed = tokens.clone()
     changed[:, 4] = (tokens[:, 4] + 1) % 10
-    assert torch.allclose(forward_values(critic, changed)[:, :5], values[:, :5]), (
+    assert torch.allclose(forward_values(critic, changed, everywhere)[:, :5], values[:, :5]), (
         "a value depends on the token that it should predict the worth of"
     )
 
@@ -540,12 +545,12 @@ def train(prompts, score, iterations, longest=3, beta=0.0, critic_lr=1e-2):
         scores = score(tokens, mask).float()
         with torch.no_grad():
             old, ref = (forward_logprobs(m, tokens, mask) for m in (policy, reference))
-            values = forward_values(critic, tokens)
+            values = forward_values(critic, tokens, mask)
         advantages, returns = gae(kl_rewards(scores, old, ref, mask, beta), values, mask)
         white = masked_whiten(advantages, mask)
         for _ in range(2):
             policy_loss(forward_logprobs(policy, tokens, mask), old, white, mask).backward()
-            value_loss(forward_values(critic, tokens), values, returns, mask).backward()
+            value_loss(forward_values(critic, tokens, mask), values, returns, mask).backward()
             update(policy, adam, 1e-2)
             update(critic, critic_adam, critic_lr)
     return tokens, mask, scores, values

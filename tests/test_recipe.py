@@ -512,6 +512,21 @@ def test_losses_of_demonstrations_are_means_over_all_their_tokens(vocab):
         assert abs(said - loss) < 1e-5, "the loss in the log"
 
 
+def test_answers_in_one_row_score_as_each_does_alone(vocab):
+    model = ScalarGPT(config_for("smoke", vocab.size)).eval()
+    torch.nn.init.normal_(model.head.weight)
+    # answers that begin alike, one that another begins with, rows of other lengths, nothing shared
+    several = [
+        [[5, 6, 7, 8, 9], [5, 6, 7, 8], [5, 6, 7, 10, 11, 12]],
+        [[5, 6, 7, 8], [5, 6, 7, 8, 9, 10, 11, 12, 13]],
+        [[20, 21, 22], [23, 24, 25]],
+    ]
+    items = [(answers, list(range(1, len(answers) + 1)), None) for answers in several]
+    scores, ranks = reward.scores_of(model, items, vocab)
+    alone = [model(torch.tensor([a]))[0, -1] for answers in several for a in answers]
+    assert torch.allclose(scores[ranks > 0], torch.stack(alone), atol=1e-5)
+
+
 def test_accuracy_and_loss_of_many_comparisons_are_over_all_their_pairs(vocab):
     model, rng = ScalarGPT(config_for("smoke", vocab.size)).eval(), random.Random(1)
     torch.nn.init.normal_(model.head.weight)
