@@ -39,6 +39,7 @@ from reward import ordered_right, score_sequences
 
 SIZE = "micro"
 TASTES, PROMPTS, ALL = [0.0, 0.03, -0.03, 0.01], [1000, 250, 4000], 12000
+GROUPS = [-0.03, 0.03]
 STEP = 0.002  # judge.py: what a word is worth to a labeler more than to the one before
 LONGEST = 30  # judge.py: words that are counted
 # run before reward.main(): the comparisons in OUT are taken as they are
@@ -201,6 +202,22 @@ def gap(rows, column, *where):
     return lib.interval([x - own[seed] for seed, x in ends(rows, column, *where).items()])
 
 
+def groups(rows, column):
+    """What the labelers of its own taste say, and those of the opposite one: means of two groups.
+
+    → both, and their difference within a seed
+    """
+    own, other = {}, {}
+    for taste in GROUPS:
+        for judge, found in ((taste, own), (-taste, other)):
+            for seed, x in ends(rows, f"{column}_{judge:g}", taste).items():
+                found.setdefault(seed, []).append(x)
+    own, other = ({s: np.mean(x) for s, x in f.items() if len(x) == 2} for f in (own, other))
+    return [
+        lib.interval(list(x)) for x in zip(*((own[s], other[s], own[s] - other[s]) for s in own))
+    ]
+
+
 def table(rows, tastes):
     print(f"{'':24s}" + "".join(f"taste {t:+8.2f}     " for t in tastes))
     for c in ("gold", "words", "word", "kl", "score"):
@@ -211,6 +228,8 @@ def table(rows, tastes):
     for judge in tastes:
         for c in ("accuracy", "ceiling", "likes"):
             line(f"{c}, judged by {judge:+.2f}", [cell(rows, f"{c}_{judge:g}", t) for t in tastes])
+    for c in ("accuracy", "likes"):
+        line(f"{c}, own group, other, gap", groups(rows, c))
     counts = sorted({int(r["prompts"]) for r in rows})
     print(f"{'':24s}" + "".join(f"{n:8,d} prompts   " for n in counts))
     for c in ("accuracy_0", "gold", "kl"):
@@ -259,7 +278,11 @@ def draw_verbosity(args, rows, tastes):
     axes[0, 1].plot(tastes, tastes, color="grey", ls=":", label="the labelers' own")
     axes[0, 1].set(xlabel="labelers' taste, gold a word", ylabel="what a word is worth, gold")
     axes[0, 1].legend()
-    fig.suptitle("Labelers who like length get length: gold against words, from SFT on")
+    words, gold = (gap(rows, c, tastes[-1]) for c in ("words", "gold"))
+    fig.suptitle(
+        f"Labelers to whom a word is worth {tastes[-1]} more get answers of {words[0]:.1f} ± "
+        f"{words[1]:.1f} words more,\nand {-gold[0]:.3f} ± {gold[1]:.3f} of gold less"
+    )
     lib.finish(fig, lib.place(args, "verbosity.png"))
 
 
@@ -282,6 +305,11 @@ def draw_labelers(args, rows, tastes):
     axes[0, 2].axhline(sft, color="grey", ls=":", label="SFT")
     axes[0, 2].set(xscale="log", title="gold after PPO-ptx", xlabel="prompts with comparisons")
     axes[0, 2].legend()
+    if found := groups(rows, "accuracy"):
+        fig.suptitle(
+            f"Reward models are right about {found[0][0]:.1%} of their own labelers' pairs, "
+            f"{found[1][0]:.1%} of those of the opposite taste"
+        )
     lib.finish(fig, lib.place(args, "labelers.png"))
 
 

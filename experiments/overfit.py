@@ -15,6 +15,7 @@ model learnt from answers of an SFT model of all demonstrations.
 """
 
 import functools
+import itertools
 import os
 
 import lib
@@ -91,13 +92,25 @@ def main():
     csv = lib.place(args, name + ".csv")
     rows = lib.collect(args, csv, jobs, ["model", "epoch", "seed"], lambda args: args.base)
     table(rows, args.epochs)
-    draw(args, name, rows)
+    draw(args, name, rows, args.epochs)
 
 
 def values(rows, model, epoch, column):
     """{seed: value}"""
     mine = [r for r in rows if r["model"] == model and r["epoch"] == epoch]
     return {r["seed"]: r[column] for r in mine}
+
+
+def gap(rows, model, column, epoch, last):
+    """Mean and half-width of the interval of what is gained from an epoch to the last one."""
+    before, after = (values(rows, model, e, column) for e in (epoch, last))
+    return lib.interval([after[s] - before[s] for s in before if s in after])
+
+
+def lowest(rows):
+    """The epoch after which the held-out loss is lowest, on average over seeds."""
+    loss = {e: values(rows, "SFT", e, "loss").values() for e in {r["epoch"] for r in rows}}
+    return min(loss, key=lambda epoch: np.mean(list(loss[epoch])))
 
 
 def table(rows, last):
@@ -107,14 +120,12 @@ def table(rows, last):
         cells = [lib.interval(list(values(rows, model, epoch, c).values())) for c in columns]
         line = "".join(f"{mean:10.3f} ±{half:6.3f}" for mean, half in cells)
         print(f"{model} epoch {epoch:3g}  {line}")
-    for model in ("SFT", "PPO"):
-        for epoch in STARTS[:2]:
-            for c in ("score", "gold"):
-                a, b = (values(rows, model, e, c) for e in (last, epoch))
-                mean, half = lib.interval([a[s] - b[s] for s in a if s in b] or [np.nan])
-                print(
-                    f"{model}: {c} after epoch {last} above epoch {epoch}: {mean:+.3f} ± {half:.3f}"
-                )
+    print(f"the held-out loss is lowest after epoch {lowest(rows):g}; after epoch {last}, above")
+    for model, c in itertools.product(("SFT", "PPO"), ("score", "gold")):
+        for epoch in sorted({*STARTS, lowest(rows)}):
+            if values(rows, model, epoch, c) and epoch < last:
+                mean, half = gap(rows, model, c, epoch, last)
+                print(f"  epoch {epoch:2g}, {model:4s}{c:6s}{mean:+.3f} ± {half:.3f}")
     for seed in sorted({r["seed"] for r in rows}):
         mine = [r for r in rows if r["model"] == "SFT" and r["seed"] == seed]
         by_loss, by_score = min(mine, key=lambda r: r["loss"]), max(mine, key=lambda r: r["score"])
@@ -122,10 +133,10 @@ def table(rows, last):
         print(f"seed {seed:g}: the loss picks epoch {picked[0]}, the reward model {picked[1]}")
 
 
-def draw(args, name, rows):
+def draw(args, name, rows, last):
     fig, axes = lib.figure(3, size=(3.6, 3.3))
     columns = {"loss": "loss, nats a token", "score": "reward-model score", "gold": "gold score"}
-    series = [("SFT", c, "", lib.COLOURS[0]) for c in columns]
+    series = [("SFT", c, "held out" if c == "loss" else "SFT", lib.COLOURS[0]) for c in columns]
     series += [("SFT", "loss_trained_on", "trained on", "#808080")]
     series += [("PPO", "gold", "then PPO", lib.COLOURS[1])]
     for model, c, label, colour in series:
@@ -134,12 +145,17 @@ def draw(args, name, rows):
         points = [lib.interval(list(values(rows, model, e, c).values())) for e in epochs]
         mean, half = np.nan_to_num(np.transpose(points))
         look = {"marker": "o", "ms": 3, "capsize": 2, "color": colour}
-        ax.errorbar(
-            epochs, mean, half, label=label or "held out" if c != "gold" else label or model, **look
-        )
-        ax.set(xlabel="epochs over 2,000 demonstrations", title=columns.get(c, ax.get_title()))
+        ax.errorbar(epochs, mean, half, label=label, **look)
+        ax.set(xlabel="epochs over 2,000 demonstrations", xticks=[1, 4, 8, 12, last])
+    for ax, title in zip(axes[0], columns.values()):
+        ax.set_title(title)
     for ax in axes[0, ::2]:
         ax.legend()
+    mean, half = gap(rows, "SFT", "gold", lowest(rows), last)
+    fig.suptitle(
+        f"The held-out loss is lowest after epoch {lowest(rows):g}, and gold rises on from there, "
+        f"by {mean:.3f} ± {half:.3f}"
+    )
     lib.finish(fig, lib.place(args, name + ".png"))
 
 
