@@ -10,10 +10,13 @@ picks. Here it sees 2,000 of the 30,000 demonstrations 16 times, without pretrai
 each epoch: the loss on held-out demonstrations and on those trained on, the score of the seed's own
 reward model, and gold. PPO (γ = 0) with that reward model starts from epochs 1, 4 and 16.
 
-A policy answers 900 held-out prompts once. KL is to the SFT model that PPO started from. The reward
-model learnt from answers of an SFT model of all demonstrations.
+A policy answers 900 held-out prompts once, at temperature 1. `greedy` is the gold of the likeliest
+tokens: a model that overfits grows surer of itself, and its samples come nearer to those. KL is to
+the SFT model that PPO started from. The reward model learnt from answers of an SFT model of all
+demonstrations.
 """
 
+import copy
 import functools
 import itertools
 import os
@@ -21,10 +24,13 @@ import os
 import lib
 
 import numpy as np
-from data import read_jsonl
+import torch
+from common import generator
+from data import meaning_of, read_jsonl
 from figure1 import base, rates, sft_flags, tuned
 from plumbing.checkpoint import load, save
 from plumbing.command_line import entry
+from rollout import sample_rollout
 from sft import encode_demonstrations, heldout_loss
 
 DEMONSTRATIONS, BATCH, EPOCHS, STARTS = 2000, 32, 16, [1, 4, 16]
@@ -65,6 +71,16 @@ def ppo_from(args, epoch, seed):
     return f"{out}/ppo.pt"
 
 
+@torch.no_grad()
+def greedy(run, policy, rows):
+    """Mean gold of each prompt's likeliest tokens, one after the other."""
+    prompts, config = [run.vocab.prompt(r["prompt"]) for r in rows], copy.copy(run.config)
+    config.temperature = 0.0
+    answers = sample_rollout(policy, prompts, config, run.vocab, generator("measure"))
+    answers = zip(rows, answers.texts(run.vocab))
+    return float(np.mean([run.judge.gold(meaning_of(r), a)["gold"] for r, a in answers]))
+
+
 def job(args, run, demonstrations, model, epoch, seed):
     sft = lib.network(sft_of_epoch(args, epoch, seed))
     policy = sft if model == "SFT" else lib.network(ppo_from(args, epoch, seed))
@@ -72,7 +88,8 @@ def job(args, run, demonstrations, model, epoch, seed):
     rows = lib.heldout(run, 40 if args.quick else 900)
     marks = lib.measure(run, policy, sft, reward_model, rows)
     losses = {name: heldout_loss(policy, x, run.vocab) for name, x in demonstrations.items()}
-    return losses | {k: float(marks[k].mean()) for k in ("score", "gold", "kl", "length")}
+    found = {k: float(marks[k].mean()) for k in ("score", "gold", "kl", "length")}
+    return {**losses, **found, "greedy": greedy(run, policy, rows)}
 
 
 def main():
@@ -114,18 +131,18 @@ def lowest(rows):
 
 
 def table(rows, last):
-    columns = ["loss", "loss_trained_on", "score", "gold", "length", "kl"]
+    columns = ["loss", "loss_trained_on", "score", "gold", "greedy", "length", "kl"]
     print(f"{'':14s}" + "".join(f"{c:>18s}" for c in columns))
     for model, epoch in dict.fromkeys((r["model"], r["epoch"]) for r in rows):
         cells = [lib.interval(list(values(rows, model, epoch, c).values())) for c in columns]
         line = "".join(f"{mean:10.3f} ±{half:6.3f}" for mean, half in cells)
         print(f"{model} epoch {epoch:3g}  {line}")
     print(f"the held-out loss is lowest after epoch {lowest(rows):g}; after epoch {last}, above")
-    for model, c in itertools.product(("SFT", "PPO"), ("score", "gold")):
+    for model, c in itertools.product(("SFT", "PPO"), ("score", "gold", "greedy")):
         for epoch in sorted({*STARTS, lowest(rows)}):
             if values(rows, model, epoch, c) and epoch < last:
                 mean, half = gap(rows, model, c, epoch, last)
-                print(f"  epoch {epoch:2g}, {model:4s}{c:6s}{mean:+.3f} ± {half:.3f}")
+                print(f"  epoch {epoch:2g}, {model:4s}{c:7s}{mean:+.3f} ± {half:.3f}")
     for seed in sorted({r["seed"] for r in rows}):
         mine = [r for r in rows if r["model"] == "SFT" and r["seed"] == seed]
         by_loss, by_score = min(mine, key=lambda r: r["loss"]), max(mine, key=lambda r: r["score"])
@@ -135,19 +152,24 @@ def table(rows, last):
 
 def draw(args, name, rows, last):
     fig, axes = lib.figure(3, size=(3.6, 3.3))
-    columns = {"loss": "loss, nats a token", "score": "reward-model score", "gold": "gold score"}
-    series = [("SFT", c, "held out" if c == "loss" else "SFT", lib.COLOURS[0]) for c in columns]
-    series += [("SFT", "loss_trained_on", "trained on", "#808080")]
-    series += [("PPO", "gold", "then PPO", lib.COLOURS[1])]
-    for model, c, label, colour in series:
-        ax = axes[0, list(columns).index(c.removesuffix("_trained_on"))]
+    blue, orange, green = lib.COLOURS[:3]
+    series = [
+        (0, "SFT", "loss", "held out", blue),
+        (0, "SFT", "loss_trained_on", "trained on", "#808080"),
+        (1, "SFT", "score", "SFT", blue),
+        (2, "SFT", "gold", "SFT", blue),
+        (2, "SFT", "greedy", "SFT, likeliest tokens", green),
+        (2, "PPO", "gold", "then PPO", orange),
+    ]
+    for panel, model, c, label, colour in series:
+        ax = axes[0, panel]
         epochs = sorted({r["epoch"] for r in rows if r["model"] == model})
         points = [lib.interval(list(values(rows, model, e, c).values())) for e in epochs]
         mean, half = np.nan_to_num(np.transpose(points))
         look = {"marker": "o", "ms": 3, "capsize": 2, "color": colour}
         ax.errorbar(epochs, mean, half, label=label, **look)
         ax.set(xlabel="epochs over 2,000 demonstrations", xticks=[1, 4, 8, 12, last])
-    for ax, title in zip(axes[0], columns.values()):
+    for ax, title in zip(axes[0], ("loss, nats a token", "reward-model score", "gold score")):
         ax.set_title(title)
     for ax in axes[0, ::2]:
         ax.legend()
