@@ -298,7 +298,8 @@ def draw_labelers(args, rows, tastes):
     bar(axes[0, 0], judges, points, color="grey", ls=":", label="no noise")
     axes[0, 0].set(title="reward model: right about pairs", xlabel="taste of who judges")
     axes[0, 1].set(title="PPO-ptx: preferred to SFT", xlabel="taste of who judges")
-    axes[0, 0].legend(title="trained for", title_fontsize=8)
+    axes[0, 0].margins(y=0.35)
+    axes[0, 0].legend(title="trained for", title_fontsize=8, loc="upper left", ncols=2)
     counts = sorted({int(r["prompts"]) for r in rows if r["taste"] == 0})
     bar(axes[0, 2], counts, [cell(rows, "gold", 0.0, n) for n in counts])
     sft = cell(rows, "gold", 0.0, ALL, 0.0)[0]
