@@ -76,7 +76,7 @@ def trained(args, judge, taste, prompts, seed):
     """The folder of a reward model of such labelers and PPO-ptx with it; made if it is missing."""
     own = os.path.dirname(tuned(args, SIZE, seed, "reward"))
     out = lib.scratch(args, f"labelers/{taste:g}-{prompts}-{seed}")
-    same = ["reward.pt"] * (not taste and prompts == ALL)
+    same = ["reward.pt"] * (not taste and prompts == ALL)  # figure1.py's
     lib.variant(own, out, "sft.pt", *same)
     if not os.path.exists(f"{out}/reward.pt"):
         rows = [read_jsonl(f"{own}/comparisons.jsonl", ["ranks"], s) for s in ("train", "heldout")]
