@@ -12,9 +12,12 @@ import beta
 import details
 import figure1
 import knowledge
+import comparisons
+import labelers
 import lib
 import mix
 import numpy as np
+import overfit
 import overoptimise
 import pytest
 import rounds
@@ -297,3 +300,55 @@ def test_examples_before_a_prompt_leave_room_for_an_answer_and_the_prompt_whole(
         assert len(ids) <= 110, "no room is left for an answer"
         alone = figure1.with_examples(vocab, long, how, 0)
         assert ids[-len(alone) + 1 :] == alone[1:], "it is the prompt that is cut"
+
+
+def test_other_labelers_see_the_same_noise(monkeypatch):
+    """Or a difference between two tastes would be luck for the larger part."""
+    run = lib.world()
+    run.config = types.SimpleNamespace(prompts=30, heldout=30, answers=2, others=0, seed=7)
+    answers = [run.vocab.response(a) for a in ("I do not know.", "It is blue. I like it.")]
+    monkeypatch.setattr(comparisons, "sample_answers", lambda model, prompts, *a: [answers] * 30)
+    rows = comparisons.compare_answers(None, run, run.judge, "judge", 1, "train")
+    assert labelers.ranked(run.judge, rows, 0.0, 7) == rows
+    with pytest.raises(ValueError, match="ranked otherwise"):
+        labelers.ranked(run.judge, rows, 0.0, 8)
+    won = {
+        t: [r["ranks"] == [2, 1] for r in labelers.ranked(run.judge, rows, t, 7)] for t in (0, 1)
+    }
+    assert sum(won[1]) > 25 > sum(won[0]), "who likes words does not prefer the longer answer"
+
+
+def test_what_a_word_is_worth_is_told_from_what_gold_is():
+    rng = np.random.default_rng(0)
+    words = rng.integers(1, 30, (50, 4)).astype(float)
+    gold = 0.02 * words + rng.random((50, 4)) + rng.normal(size=(50, 1))
+    scores = 2 * gold + 0.06 * words + 5 * rng.normal(size=(50, 1)) - words.mean(1, keepdims=True)
+    assert labelers.worth(scores, gold, words) == pytest.approx(0.03)
+    scores[:20, 3], words[:20, 3] = np.nan, 1000
+    assert labelers.worth(scores, gold, words) == pytest.approx(0.03), "repeated answers count"
+
+
+def test_how_often_a_labeler_prefers_an_answer_is_how_often_it_is_ranked_first(monkeypatch):
+    judge, rng = load_judge("data/village"), random.Random(0)
+    answers = {"one " * 40: 0.2, "two " * 10: 0.7}
+    monkeypatch.setattr(judge, "gold", lambda prompt, response: {"gold": answers[response]})
+    labeler = 2 + 0.01 / labelers.STEP  # the middle one has no taste of its own
+    ranks = np.array([judge.rank("", list(answers), labeler, rng) for _ in range(4000)])
+    first = np.mean(ranks[:, 0] < ranks[:, 1]) + 0.5 * np.mean(ranks[:, 0] == ranks[:, 1])
+    one, two = ((np.array([g]), np.array([len(a.split())])) for a, g in answers.items())
+    assert labelers.likes(judge, 0.01, one, two) == pytest.approx(first, abs=0.03)
+
+
+def test_the_model_of_each_epoch_is_kept_at_its_end():
+    kept = {}
+    run = type("Run", (), {"checkpoint": lambda run, step, **parts: kept.update({step: None})})
+    run.config, run.content = types.SimpleNamespace(out="out"), lambda run, model, results: model
+    checkpoint = types.SimpleNamespace(save=kept.__setitem__)
+    exec(overfit.EACH_EPOCH.format(steps=3), {"Run": run, "checkpoint": checkpoint})
+    for step in range(1, 8):
+        run().checkpoint(step, model=f"after step {step}", optimizer=None, best={})
+    assert {k: v for k, v in kept.items() if v} == {
+        "out/epoch-1.pt": "after step 3",
+        "out/epoch-2.pt": "after step 6",
+    }
+    assert 7 in kept, "the stage no longer saves where it is"
