@@ -28,7 +28,10 @@ from plumbing.command_line import entry
 
 SHARES = [0.0, 0.2, 0.4, 0.6]
 NUMBER = 8000
-TITLE = "Dialogues among the demonstrations teach to refer back,\nand examples are read no worse after them"
+TITLE = (
+    "Dialogues among the demonstrations teach to refer back,\n"
+    "and examples are read no worse after them"
+)
 
 
 def demonstrations(rows, share, seed, number):
