@@ -311,6 +311,8 @@ def check_sft_loss(code, rng):
     logits = hide(rng, 2 * randn(rng, B, T, V), chooses[..., None])
     ours, theirs = (lambda x, f=f: f(x, tokens, mask) for f in (sft_loss, code("sft_loss")))
     same_loss(theirs, ours, logits, rng, "the SFT loss")
+    alone = theirs(logits[:, :-1][mask[:, 1:] != 0])  # (n, V), as sft.py asks for them
+    same(alone, ours(logits), "the SFT loss of the wanted logits alone", 1e-6)
 
 
 def some_ranks(rng):

@@ -109,6 +109,12 @@ def test_sft_loss_is_the_mean_over_response_tokens():
 
     one = torch.tensor([[0, 0, 1, 0, 0, 0]])
     close(sft_loss(logits, TOKENS, one), -lp[0, 2], "the mean over one token is that token's")
+    alone = logits[0, 1:3]  # as sft.py asks for them: (n, V), of the positions before y0 and EOS
+    close(
+        sft_loss(alone, TOKENS, RESPONSE),
+        sft_loss(logits, TOKENS, RESPONSE),
+        "logits of the wanted positions alone, (n, V), give another loss",
+    )
 
 
 def test_sft_trains_no_prompt_token():
