@@ -150,7 +150,7 @@ def rewritten(text, tree, change):
     for result in texts:
         with contextlib.suppress(SyntaxError):
             if same(ast.parse(result), tree):
-                return result, range(first, last + 1)
+                return result, range(min(first, last), last + 1)  # an insertion: the line before it
     raise patch.Misfit(f"{code!r} can't be put there")
 
 
@@ -228,9 +228,7 @@ def draw(n, seed, level="middle"):
             continue
         with contextlib.suppress(patch.Misfit):
             _, here, _ = put(found.text, found.number, p)
-            if any(
-                abs(line - other) <= APART for line in taken.get(found.file, ()) for other in here
-            ):
+            if near(here, taken.get(found.file, ())):
                 continue
             text, _, bug = put(texts.get(found.file, found.text), found.number, p)
             texts[found.file] = text

@@ -7,6 +7,7 @@ What takes minutes runs only where ASSIGNMENT_SLOW is set:
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import os
@@ -405,6 +406,12 @@ def test_hunt_differs_from_the_source_in_n_places(few, tmp_path, n, seed):
     make_assignment.make_hunt(str(tmp_path / "again"), n, seed)
     same = files(tmp_path / "again") == files(tmp_path / "hunt")
     assert same, "the same seed must plant the same bugs, or nobody could grade them"
+
+
+def test_a_bug_that_only_adds_lines_has_a_place_too(few):
+    for p, found in hunt.candidates("middle"):
+        with contextlib.suppress(patch.Misfit):
+            assert hunt.put(found.text, found.number, p)[1], f"{p.what}: others may stand beside it"
 
 
 def test_an_easy_hunt_says_where_to_look_and_a_hard_one_says_nothing():
