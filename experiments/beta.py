@@ -72,24 +72,12 @@ def path_job(args, seed, setting):
     return overoptimise.along(overoptimise.sft_metrics(source, source, seed), log)
 
 
-def gold_at(kl, path):
-    """Gold where a run first passed a KL, between its two measurements around it; else NaN.
-
-    path: rows of beta_path.csv, in order.
-    """
-    for before, after in zip(path, path[1:]):
-        if before["kl"] <= kl <= after["kl"]:
-            share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
-            return before["gold"] + share * (after["gold"] - before["gold"])
-    return np.nan
-
-
 def above(path, free):
     """Gold of a run, less that of the run without a penalty at the same KL; else NaN.
 
     Mean over the last three measurements, since one has the noise of 256 prompts.
     """
-    gaps = [r["gold"] - gold_at(r["kl"], free) for r in path[-3:]]
+    gaps = [r["gold"] - overoptimise.gold_at(r["kl"], free) for r in path[-3:]]
     return float(np.mean([x for x in gaps if not np.isnan(x)] or [np.nan]))
 
 

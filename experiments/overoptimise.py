@@ -249,6 +249,36 @@ def along(before, log):
 # ---- fits and figure ----
 
 
+def gold_at(kl, path):
+    """Gold where a run first passed a KL, between its two measurements around it; else NaN.
+
+    path: rows of a run with kl and gold, in order.
+    """
+    for before, after in zip(path, path[1:]):
+        if before["kl"] <= kl <= after["kl"]:
+            share = (kl - before["kl"]) / max(after["kl"] - before["kl"], 1e-9)
+            return before["gold"] + share * (after["gold"] - before["gold"])
+    return np.nan
+
+
+def beside(bon, ppo, n=4):
+    """Gold that PPO gains up to the KL of the best of n, less what that gains.
+
+    → {(size, prompts): [a number for each seed whose PPO went so far]}
+    """
+    found = {}
+    for best in (r for r in bon if r["n"] == n):
+        key = best["size"], best["prompts"]
+        one, path = (
+            [r for r in rows if (r["size"], r["prompts"], r["seed"]) == (*key, best["seed"])]
+            for rows in (bon, ppo)
+        )
+        if path:
+            gain = gold_at(best["kl"], path) - path[0]["gold"]
+            found.setdefault(key, []).append(gain - (best["gold"] - one[0]["gold"]))
+    return {key: [x for x in each if not np.isnan(x)] or [np.nan] for key, each in found.items()}
+
+
 def basis(way, d):
     """The two functions of d that Gao et al.'s form multiplies by α and by −β."""
     return np.stack([d, d * d if way == "best of n" else d * np.log(np.maximum(d, 1e-9))], 1)
@@ -418,6 +448,10 @@ def main():
             writer.writerow(short)
     for row in fits:
         describe(row)
+    for (size, prompts), each in beside(bon, ppo).items():
+        mean, half = lib.interval(each)
+        where = f"{size}, {prompts:,.0f} prompts, at the KL of the best of 4"
+        print(f"{where}: PPO gains {mean:+.3f} ± {half:.3f} of gold more")
 
 
 if __name__ == "__main__":

@@ -67,12 +67,25 @@ def test_every_kind_is_counted_in_the_mix_of_prompts():
 
 def test_gold_at_a_kl_is_where_a_run_first_passed_it():
     path = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0.6), (1, 0.9), (3, 0.5), (0.5, 0.1)]]
-    assert beta.gold_at(0.5, path) == pytest.approx(0.75), "not the first time that it was there"
-    assert beta.gold_at(2, path) == pytest.approx(0.7), "not between its two measurements"
-    assert np.isnan(beta.gold_at(4, path)), "the run never went so far"
+    found = [overoptimise.gold_at(kl, path) for kl in (0.5, 2, 4)]
+    assert found[0] == pytest.approx(0.75), "not the first time that it was there"
+    assert found[1] == pytest.approx(0.7), "not between its two measurements"
+    assert np.isnan(found[2]), "the run never went so far"
     free = [{"kl": kl, "gold": 0.5 + kl / 10} for kl in (0, 1, 2, 3)]
     steered = [{"kl": kl, "gold": gold} for kl, gold in [(0, 0), (1, 0.7), (2, 0.8), (9, 0.9)]]
     assert beta.above(steered, free) == pytest.approx(0.1), "the end is not at the same KL"
+
+
+def test_ppo_is_beside_best_of_n_at_its_kl_and_within_a_seed():
+    key = {"size": "tiny", "prompts": 600}
+    bon = [key | {"seed": s, "n": n, "kl": n - 1, "gold": n / 10} for s in (1, 2) for n in (1, 4)]
+    ppo = [
+        key | {"seed": seed, "kl": kl, "gold": 0.5 + kl * slope}
+        for seed, slope in ((1, 0.2), (2, 0.1))
+        for kl in (0, 2, 4)
+    ]
+    (gaps,) = overoptimise.beside(bon, ppo).values()
+    assert gaps == pytest.approx([0.3, 0.0]), "each gains from its own start, at KL 3"
 
 
 def test_a_detail_that_helps_is_worth_more_than_nothing():
