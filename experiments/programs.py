@@ -32,7 +32,7 @@ from sft import collate, sft_loss
 
 SHARE, FEW = 0.15, 0.005
 SIZE, STEPS = "tiny", 1500
-TITLE = "Programs in the text and sums in steps"
+TITLE = "Programs do not teach sums in steps; sums written out do"
 
 
 # ---- questions and their answers ----
@@ -194,7 +194,7 @@ def draw(args, rows, texts):
     ax.set_xlim(-0.03, 1.03)
     ax.set_xlabel("share of right answers, after two examples")
     ax.set_title(TITLE)
-    ax.legend(title="15 % of the pretraining text")
+    ax.legend(title="15 % of the pretraining text", loc="center", bbox_to_anchor=(0.55, 0.49))
     lib.finish(fig, lib.place(args, "programs.png"))
 
 
