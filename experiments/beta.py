@@ -1,8 +1,7 @@
 """
 β, the weight of the KL penalty: what it brings and what it costs.
 
-    python experiments/beta.py              # β from 0 to 1 and an adaptive one, 3 seeds
-    python experiments/beta.py --seeds=5
+    python experiments/beta.py      # β from 0 to 1 and an adaptive one, 5 seeds
 
 Writes beta.csv, beta_path.csv, beta.png and hacked.txt. A run has 30 iterations, the default 40.
 The policy itself is measured, not the average of its weights, which lags behind. Each policy
@@ -92,7 +91,7 @@ def frontier(paths, settings, seeds):
 
 
 def main():
-    args = lib.arguments(__doc__, 3)
+    args = lib.arguments(__doc__, 5)
     run = lib.world()
     settings = ["sft", 0, "adaptive"] if args.quick else ["sft", *BETAS, "adaptive"]
     ends_first = sorted(settings, key=lambda s: s in (0.03, 0.3, "adaptive"))
