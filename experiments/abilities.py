@@ -494,7 +494,8 @@ ROWS = [
             "base programs > 0.5",
             "base three numbers, in steps > base, no programs three numbers, in steps",
         ],
-        "no base can work out what a program prints, and few documents are programs",
+        "no base can work out what a program prints, and few documents are programs; "
+        "programs.py tests it",
     ),
     (
         "What a program prints",
