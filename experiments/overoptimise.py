@@ -12,8 +12,7 @@ answers, and PPO without a KL penalty. Against d = √KL the gold score is fitte
 forms, d(α − βd) for best of n and d(α − β ln d) for RL, for each seed by itself. Coefficients are
 means over seeds with 95 % intervals by Student's t.
 
-Best of n's KL is estimated from 256 answers (`best_of_kl`). Rows from before that have none: there
-d is of the upper bound ln n − (n − 1)/n, and the figure says so.
+Best of n's KL is estimated from 256 answers (`best_of_kl`).
 
 Scores are made comparable as Gao et al. do: both are 0 on average on SFT's answers, and a reward
 model's is multiplied by the factor with which its differences, as logits, best predict
@@ -116,14 +115,6 @@ def best_of(scores, gold, ns):
         weights = np.exp(np.where(i >= n, log_choose, -np.inf) - log_all)
         found.append((weights @ scores[order], weights @ gold[order]))
     return found
-
-
-def bound(n):
-    """ln n − (n − 1)/n nats: the most that the KL of the best of n can be (Beirami et al. 2024).
-
-    It is reached where no answer comes twice, as in a text without end, and scores differ.
-    """
-    return np.log(n) - (n - 1) / n
 
 
 def best_of_kl(scores, ns):
@@ -309,9 +300,8 @@ def curves(bon, ppo):
     found = {}
     for (size, prompts, seed), f in factor.items():
         rows = [r for r in bon if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
-        n, proxy, gold, kl = (np.array([r[k] for r in rows]) for k in ("n", "proxy", "gold", "kl"))
-        d = np.sqrt(np.maximum(0, np.where(np.isnan(kl), bound(n), kl)))
-        curve = (d, proxy - proxy[0], gold - gold[0])
+        proxy, gold, kl = (np.array([r[k] for r in rows]) for k in ("proxy", "gold", "kl"))
+        curve = (np.sqrt(np.maximum(0, kl)), proxy - proxy[0], gold - gold[0])
         found.setdefault(("best of n", size, prompts), []).append(curve)
         rows = [r for r in ppo if (r["size"], r["prompts"], r["seed"]) == (size, prompts, seed)]
         kl, score, gold = (np.array([r[k] for r in rows]) for k in ("kl", "score", "gold"))
@@ -384,8 +374,7 @@ def draw_panel(ax, way, size, counts, found, bon):
     millions = "0.8" if size == "tiny" else "0.03"
     beta = ", β = 0" if way == "PPO" else ""
     ax.set_title(f"{way}{beta}; reward model of {millions}M parameters")
-    unknown = way != "PPO" and any(math.isnan(r["kl"]) for r in bon)
-    ax.set_xlabel("d = √KL to SFT, √nats an answer" + ", upper bound" * unknown)
+    ax.set_xlabel("d = √KL to SFT, √nats an answer")
     ax.set_ylabel("above SFT, in units of the gold score")
     ax.legend(loc="lower left", title="reward model trained on", title_fontsize=8)
     return rows
