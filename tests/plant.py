@@ -8,8 +8,9 @@ Plants bugs, one at a time, and sees whether the tests turn red.
     python tests/plant.py --table      # the table of tests/README.md
 
 Prints `bug <tab> test <tab> red` or `MISSED` for each plant. Exit code 0: all are red; 1: one was
-missed; 2: the answer means nothing, because a plant does not fit the source, a test is red without
-a plant, or a plant breaks the program (a NameError, say) instead of making it wrong.
+missed, or its test was skipped (gymnasium); 2: the answer means nothing, because a plant does not
+fit the source, a test is red without a plant, or a plant breaks the program (a NameError, say)
+instead of making it wrong.
 
 plants.txt says at its top how a plant is written down. Each runs in a copy of the project and in a
 fork of this process, which has loaded torch but none of the project.
