@@ -105,6 +105,7 @@ def main():
     jobs = [(k, lambda k=k: path_job(args, k[1], k[0])) for k in keys]
     paths = lib.collect(args, lib.place(args, "beta_path.csv"), jobs, ["setting", "seed"])
     table([r for r in rows if r["seed"] in args.seeds], settings)
+    over_none(rows, paths, "adaptive" if args.quick else 0.1, args.seeds)
     draw(args, paths, settings[1:])
     hacked(args, run)
 
@@ -125,6 +126,17 @@ def table(rows, settings):
             for m in columns
         ]
         print(f"{label(s):10s}" + "".join(f"{mean:10.3f} ±{ci:6.3f}" for mean, ci in cells))
+
+
+def over_none(rows, paths, setting, seeds):
+    """Print how much more gold a setting has than β = 0: when a run ends, and at its highest."""
+    for when, found in (("at the end", rows), ("at its highest", paths)):
+        gold = {
+            s: [max(r["gold"] for r in found if (r["setting"], r["seed"]) == (s, n)) for n in seeds]
+            for s in (setting, 0)
+        }
+        mean, half = lib.interval(np.subtract(gold[setting], gold[0]))
+        print(f"β {label(setting)} less β = 0, {when}: {mean:+.3f} ± {half:.3f} of gold")
 
 
 def draw(args, paths, settings):

@@ -186,7 +186,9 @@ def draw(args, details, rows):
     for y, detail in enumerate(details):
         each, condition = lost(rows, detail, "gold"), DETAILS[detail][0]
         mean, half = lib.interval(each)
-        print(f"{detail} ({condition}): worth {mean:+.3f} ± {half:.3f} of gold")
+        ended, ended_half = lib.interval(lost(rows, detail, "eos"))
+        print(f"{detail} ({condition}): worth {mean:+.3f} ± {half:.3f} of gold, ", end="")
+        print(f"{ended:+.3f} ± {ended_half:.3f} of answers that end")
         colour = "#d55e00" if abs(mean) > half else "#555555"
         ax.errorbar(mean, y, xerr=np.nan_to_num(half), fmt="o", capsize=3, color=colour)
         ax.plot(each, [y] * len(each), "|", color="#0072b2", ms=9)

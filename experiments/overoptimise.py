@@ -319,6 +319,7 @@ def fitted(way, seeds):
     other = {"PPO": "best of n", "best of n": "PPO"}[way]
     gold_best, gold_best_ci = lib.interval([g.max() for _, _, g in seeds])
     best_d, best_d_ci = lib.interval([d[g.argmax()] for d, _, g in seeds])
+    gold_end, gold_end_ci = lib.interval([g[-1] for _, _, g in seeds])
     return {
         "seeds": len(seeds),
         "alpha": alpha,
@@ -334,7 +335,8 @@ def fitted(way, seeds):
         "gold_best_ci": gold_best_ci,
         "best_d": best_d,
         "best_d_ci": best_d_ci,
-        "gold_end": np.mean([g[-1] for _, _, g in seeds]),
+        "gold_end": gold_end,
+        "gold_end_ci": gold_end_ci,
         "proxy_end": np.mean([p[-1] for _, p, _ in seeds]),
     }
 
@@ -404,7 +406,8 @@ def describe(r):
         f"{r['furthest_d']:.1f}), misfit {r['rms']:.3f} (the other form "
         f"{r['rms_other_form']:.3f}); measured best {r['gold_best']:+.3f} ± "
         f"{r['gold_best_ci']:.3f} at d = {r['best_d']:.2f} ± {r['best_d_ci']:.2f}; "
-        f"at the end gold {r['gold_end']:+.3f}, proxy {r['proxy_end']:+.3f}"
+        f"at the end gold {r['gold_end']:+.3f} ± {r['gold_end_ci']:.3f}, "
+        f"proxy {r['proxy_end']:+.3f}"
     )
 
 
